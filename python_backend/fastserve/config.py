@@ -1,0 +1,83 @@
+"""The engine's configuration: one frozen value, parsed once from ``parameters`` of config.pbtxt.
+
+Every value arrives from Triton as a string. An unknown key or a value out of range is a :class:`ConfigError` that names
+the key, the value and what is allowed, so that a typo never silently means "default".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fastserve.errors import ConfigError
+
+POLICIES = ("fcfs",)
+KV_CACHE_DTYPES = ("fp32", "fp16")
+
+
+def _field(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How one model instance is served. 0 means "chosen by the engine" where the help text says so."""
+
+    policy: str = _field("fcfs", "order in which requests are served", choices=POLICIES)
+    max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
+    max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)
+    max_queue_size: int = _field(1024, "requests accepted but not finished; more are refused UNAVAILABLE", low=1, high=1_000_000)
+    max_model_len: int = _field(0, "longest prompt + output, tokens; 0: the model's own limit", low=0, high=10_000_000)
+    block_size: int = _field(16, "tokens in one KV block, a multiple of 16", low=16, high=256)
+    kv_cache_bytes: int = _field(0, "size of the KV pool; 0: kv_cache_memory_fraction of the free memory", low=0)
+    kv_cache_memory_fraction: float = _field(0.4, "share of the free memory the KV pool may take when kv_cache_bytes is 0", low=0.01, high=0.95)
+    kv_cache_dtype: str = _field("fp32", "element type of the KV pool", choices=KV_CACHE_DTYPES)
+    num_threads: int = _field(0, "threads of one run; 0: one for each core", low=0, high=1024)
+    default_deadline_ms: int = _field(0, "deadline of requests that bring none; 0: none", low=0)
+    drain_timeout_s: float = _field(30.0, "seconds unfinished requests get when the model is unloaded", low=0.0, high=86400.0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.block_size % 16:
+            raise ConfigError(f"block_size: got {self.block_size}, allowed: a multiple of 16 from 16 to 256")
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_batched_tokens: got {self.max_batched_tokens}, allowed: at least max_num_seqs ({self.max_num_seqs}), "
+                "so that every running sequence can take a step in each iteration"
+            )
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> EngineConfig:
+        """Parse string parameters. Raises :class:`ConfigError`."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, text in parameters.items():
+            if key not in fields:
+                raise ConfigError(f"{key}: unknown key in config.pbtxt parameters, allowed: {', '.join(sorted(fields))}")
+            values[key] = _parse(fields[key], text)
+        return cls(**values)
+
+
+def _allowed(field: dataclasses.Field[Any]) -> str:
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    if choices:
+        return " or ".join(choices)
+    kind = "a whole number" if isinstance(field.default, int) else "a number"
+    return f"{kind} from {low} to {high}" if high is not None else f"{kind}, at least {low}"
+
+
+def _parse(field: dataclasses.Field[Any], text: str) -> Any:
+    kind = type(field.default)
+    try:
+        return kind(text.strip())
+    except ValueError:
+        raise ConfigError(f"{field.name}: got {text!r}, allowed: {_allowed(field)}") from None
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    good = value in choices if choices else (low is None or value >= low) and (high is None or value <= high)
+    if not good:  # also NaN: every comparison is false
+        raise ConfigError(f"{field.name}: got {value!r}, allowed: {_allowed(field)}")

@@ -1,0 +1,1 @@
+"""The order in which sequences are served; one module for each policy."""

@@ -1,0 +1,1 @@
+"""Joins core and worker: the transactional step, the engine thread, statistics."""

@@ -1,0 +1,1 @@
+"""Command-line tools: launcher, client, serve, infer, chat, doctor. Never imported by the server side."""

@@ -1,0 +1,1 @@
+"""Computes: packing, KV bytes, the ONNX Runtime session, sampling. numpy + onnxruntime, never torch."""
