@@ -31,7 +31,9 @@ class EngineConfig:
     max_model_len: int = _field(0, "longest prompt + output, tokens; 0: the model's own limit", low=0, high=10_000_000)
     block_size: int = _field(16, "tokens in one KV block, a multiple of 16", low=16, high=256)
     kv_cache_bytes: int = _field(0, "size of the KV pool; 0: kv_cache_memory_fraction of the free memory", low=0)
-    kv_cache_memory_fraction: float = _field(0.4, "share of the free memory the KV pool may take when kv_cache_bytes is 0", low=0.01, high=0.95)
+    kv_cache_memory_fraction: float = _field(
+        0.4, "share of the free memory the KV pool may take when kv_cache_bytes is 0", low=0.01, high=0.95
+    )
     kv_cache_dtype: str = _field("fp32", "element type of the KV pool", choices=KV_CACHE_DTYPES)
     num_threads: int = _field(0, "threads of one run; 0: one for each core", low=0, high=1024)
     default_deadline_ms: int = _field(0, "deadline of requests that bring none; 0: none", low=0)
@@ -69,7 +71,7 @@ def _allowed(field: dataclasses.Field[Any]) -> str:
 
 
 def _parse(field: dataclasses.Field[Any], text: str) -> Any:
-    kind = type(field.default)
+    kind: type = type(field.default)
     try:
         return kind(text.strip())
     except ValueError:

@@ -130,7 +130,9 @@ class ModelManifest:
             )
         manifest = _build(cls, data, MANIFEST_FILE)
         if manifest.cache is not None and (manifest.cache.key_layout, manifest.cache.value_layout) != (KEY_LAYOUT, VALUE_LAYOUT):
-            raise ManifestError(f"cache: layout {manifest.cache.key_layout}/{manifest.cache.value_layout} is not this version's kernel's")
+            raise ManifestError(
+                f"cache: layout {manifest.cache.key_layout}/{manifest.cache.value_layout} is not this version's kernel's"
+            )
         return manifest
 
     @classmethod
@@ -140,14 +142,20 @@ class ModelManifest:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise ManifestError(f"{path}: cannot be read ({error.strerror}); was the model exported with `fastserve export`?") from None
+            raise ManifestError(
+                f"{path}: cannot be read ({error.strerror}); was the model exported with `fastserve export`?"
+            ) from None
         manifest = cls.from_json(text)
         for name, entry in manifest.files.items():
             file = directory / name
             if not file.is_file():
-                raise ManifestError(f"{file}: listed in {MANIFEST_FILE} but missing; copy the whole version folder or export again")
+                raise ManifestError(
+                    f"{file}: listed in {MANIFEST_FILE} but missing; copy the whole version folder or export again"
+                )
             if file.stat().st_size != entry.bytes:
-                raise ManifestError(f"{file}: {file.stat().st_size} bytes, the manifest says {entry.bytes}; the copy is incomplete")
+                raise ManifestError(
+                    f"{file}: {file.stat().st_size} bytes, the manifest says {entry.bytes}; the copy is incomplete"
+                )
         return manifest
 
     def verify(self, directory: Path) -> list[str]:
@@ -204,8 +212,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     elif origin is dict and isinstance(value, dict):
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif _is_scalar(hint, value):
         return value
     raise ManifestError(f"{where}: got {value!r}, allowed: {hint}")
+
+
+def _is_scalar(hint: Any, value: Any) -> bool:
+    """Whether a JSON scalar is of the hinted type; an int may stand for a float, a bool for nothing else."""
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(hint, type) and isinstance(value, hint)

@@ -1,0 +1,38 @@
+"""What an iteration says about requests. Each request gets exactly one ending: a TokenEvent with a finish_reason, a Failed,
+or an Aborted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fastserve.core.request import FinishReason
+from fastserve.errors import FastServeError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token. With a ``finish_reason`` it is the last."""
+
+    request_id: int
+    token_id: int
+    logprob: float | None
+    """Natural log of the token's probability before sampling changes; None unless asked for."""
+    finish_reason: FinishReason | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended with an error."""
+
+    request_id: int
+    error: FastServeError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Aborted:
+    """The request was withdrawn; its blocks are free."""
+
+    request_id: int
+
+
+Event = TokenEvent | Failed | Aborted

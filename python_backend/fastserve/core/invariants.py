@@ -1,0 +1,49 @@
+"""What must be true between iterations, as code: tests call :func:`violations` after every step of random schedules."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastserve.core.scheduler import Scheduler
+from fastserve.core.sequence import SequenceStatus
+
+
+def violations(scheduler: Scheduler) -> list[str]:
+    """Every broken invariant in words; empty when all hold."""
+    return _pool_violations(scheduler) + _sequence_violations(scheduler)
+
+
+def _pool_violations(scheduler: Scheduler) -> list[str]:
+    pool = scheduler.pool
+    found: list[str] = []
+    held = Counter(block for sequence in scheduler.sequences for block in sequence.block_table)
+    for block, count in enumerate(pool.ref_counts()):
+        if count != held[block]:
+            found.append(f"block {block} has {count} references but stands in {held[block]} block tables")
+    free = pool.free_blocks()
+    if len(set(free)) != len(free):
+        found.append("a block is in the free list twice")
+    if both := set(free) & set(held):
+        found.append(f"blocks {sorted(both)} are free and held at once")
+    if len(set(free) | set(held)) != pool.num_blocks:
+        found.append(f"{pool.num_blocks - len(set(free) | set(held))} blocks are lost: neither free nor held")
+    return found
+
+
+def _sequence_violations(scheduler: Scheduler) -> list[str]:
+    found: list[str] = []
+    for sequence in scheduler.sequences:
+        name = f"request {sequence.request.request_id}"
+        if sequence.status is SequenceStatus.FINISHED:
+            found.append(f"{name} is finished but still scheduled")
+        if (sequence.status is SequenceStatus.RUNNING) != bool(sequence.block_table):
+            found.append(f"{name} is {sequence.status.value} with {len(sequence.block_table)} blocks")
+        if sequence.num_computed > len(sequence.block_table) * scheduler.pool.block_size:
+            found.append(f"{name} has {sequence.num_computed} computed tokens in {len(sequence.block_table)} blocks")
+        if not 0 <= sequence.num_computed < sequence.num_tokens:
+            found.append(f"{name} has computed {sequence.num_computed} of {sequence.num_tokens} tokens")
+        if len(sequence.block_table) > scheduler.pool.blocks_for(sequence.num_tokens):
+            found.append(f"{name} holds more blocks than its tokens need")
+        if len(sequence.output_token_ids) >= sequence.request.params.max_tokens:
+            found.append(f"{name} went past max_tokens")
+    return found

@@ -1,0 +1,56 @@
+"""What was asked: immutable, built by the thread that received it, read by every other."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class FinishReason(enum.Enum):
+    """Why a generation that succeeded ended. Values are what a client reads in ``finish_reason``."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when to end. Ranges are checked where requests are parsed (``tasks/``)."""
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means all."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    """Always concrete here: a request without a seed has got a random one when it was parsed."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end the generation: the model's end-of-sequence ids (unless ignore_eos) and the request's own."""
+    return_logprobs: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One generation request in tokens."""
+
+    request_id: int
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival_time: float
+    """Seconds on the engine's clock."""
+    deadline: float | None = None
+    """Seconds on the engine's clock after which the request is given up."""

@@ -1,0 +1,149 @@
+"""One iteration of the model over many requests: plan, reserve, pack, run, sample, commit.
+
+The engine is single-threaded and owns the scheduler, the KV cache, the session and the sampler. It knows nothing of
+threads, text or Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastserve.core.events import Aborted, Event, Failed
+from fastserve.core.plan import Chunk, StepPlan
+from fastserve.core.request import Request
+from fastserve.core.scheduler import Scheduler
+from fastserve.engine.stats import EngineStats
+from fastserve.errors import DeadlineExceeded, FastServeError, StepFailed
+from fastserve.worker.batch import ForwardBatch, SequenceInput, pack
+from fastserve.worker.kv_cache import KVCache
+from fastserve.worker.sampler import Sampler
+
+
+class Runner(Protocol):
+    """What the engine needs of a model runner."""
+
+    def run(self, batch: ForwardBatch, kv_cache: KVCache) -> npt.NDArray[np.float32]:
+        """Logits [num_rows, vocab_size]; raises StepFailed."""
+
+
+class Engine:
+    """Turns submitted requests into events, one iteration at a time."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        kv_cache: KVCache,
+        *,
+        clock: Callable[[], float],
+        position_offset: int = 0,
+    ) -> None:
+        """``clock``: seconds, monotonic. ``position_offset``: see ``ModelManifest``."""
+        self.scheduler = scheduler
+        self._runner = runner
+        self._kv_cache = kv_cache
+        self._clock = clock
+        self._position_offset = position_offset
+        self._sampler = Sampler()
+        self._prompt_tokens = self._generation_tokens = self._steps = 0
+        self._step_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return len(self.scheduler) > 0
+
+    def submit(self, request: Request) -> list[Event]:
+        """Accept a request, or say at once why not."""
+        try:
+            self.scheduler.add(request, self._clock())
+        except FastServeError as error:
+            return [Failed(request.request_id, error)]
+        return []
+
+    def abort(self, request_id: int) -> list[Event]:
+        """Withdraw a request; nothing happens when it has ended already."""
+        return [Aborted(request_id)] if self.scheduler.abort(request_id) else []
+
+    def fail_all(self, error: FastServeError) -> list[Event]:
+        """End every unfinished request with ``error``."""
+        events: list[Event] = []
+        for sequence in self.scheduler.sequences:
+            self.scheduler.finish(sequence)
+            events.append(Failed(sequence.request.request_id, error))
+        return events
+
+    def step(self) -> list[Event]:
+        """One iteration. A fault of a request or of the model becomes Failed events; what is raised is a bug."""
+        now = self._clock()
+        events: list[Event] = [
+            Failed(sequence.request.request_id, DeadlineExceeded("the deadline (deadline_ms) passed before the request finished"))
+            for sequence in self.scheduler.expired(now)
+        ]
+        plan = self.scheduler.plan(now)
+        if not plan.chunks:
+            if self.has_work:
+                raise RuntimeError(f"{len(self.scheduler)} unfinished requests, but none can proceed")
+            return events
+        try:
+            events += self._execute_with_retry(plan)
+        except StepFailed as error:
+            events += self._fail_batch(plan, error)
+        self._step_seconds += self._clock() - now
+        return events
+
+    def _execute_with_retry(self, plan: StepPlan) -> list[Event]:
+        try:
+            return self._execute(plan)
+        except StepFailed as error:
+            if not error.retryable:
+                raise
+        return self._execute(StepPlan(plan.chunks))  # the preemptions stand
+
+    def _execute(self, plan: StepPlan) -> list[Event]:
+        with self.scheduler.reserve(plan) as reservation:
+            inputs = [_sequence_input(chunk) for chunk in plan.chunks]
+            batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
+            logits = self._runner.run(batch, self._kv_cache)
+            tokens = self._sampler.sample(logits, plan.sampling)
+            self._count(plan)
+            return reservation.commit(tokens)
+
+    def _count(self, plan: StepPlan) -> None:
+        self._steps += 1
+        self._generation_tokens += len(plan.sampling)
+        for chunk in plan.chunks:
+            left = len(chunk.sequence.request.prompt_token_ids) - chunk.sequence.num_computed
+            self._prompt_tokens += max(0, min(chunk.num_tokens, left))
+
+    def _fail_batch(self, plan: StepPlan, error: StepFailed) -> list[Event]:
+        """A run failed for good: only the requests that were in it end."""
+        events: list[Event] = []
+        for chunk in plan.chunks:
+            self.scheduler.finish(chunk.sequence)
+            events.append(Failed(chunk.sequence.request.request_id, error))
+        return events
+
+    def stats(self) -> EngineStats:
+        pool = self.scheduler.pool
+        running = self.scheduler.num_running
+        return EngineStats(
+            running=running,
+            waiting=len(self.scheduler) - running,
+            blocks_used=pool.num_used,
+            blocks_free=pool.num_free,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            steps=self._steps,
+            preemptions=self.scheduler.num_preemptions,
+            step_seconds=self._step_seconds,
+        )
+
+
+def _sequence_input(chunk: Chunk) -> SequenceInput:
+    sequence = chunk.sequence
+    start = sequence.num_computed
+    return SequenceInput(sequence.tokens(start, start + chunk.num_tokens), start, sequence.block_table, chunk.samples)

@@ -1,0 +1,135 @@
+"""The thread that owns the engine. Other threads send it messages and read its events from one queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from fastserve.core.events import Event, Failed
+from fastserve.core.request import Request
+from fastserve.engine.engine import Engine
+from fastserve.engine.stats import EngineStats
+from fastserve.errors import EngineDead, ShuttingDown
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submit:
+    """Inbox: serve this request."""
+
+    request: Request
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Abort:
+    """Inbox: withdraw a request."""
+
+    request_id: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Inbox: finish what is there for at most ``drain_s`` seconds, fail the rest, end."""
+
+    drain_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineStopped:
+    """Outbox: the last message; nothing unfinished is left."""
+
+
+Outgoing = list[Event] | EngineStats | EngineStopped
+
+
+class EngineThread:
+    """Runs an engine until it is shut down. ``submit``, ``abort`` and ``shutdown`` may be called from any thread and
+    never block; events leave through ``outbox`` in the order they happened."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        outbox: queue.SimpleQueue[Any],
+        *,
+        clock: Callable[[], float],
+        stats_interval_s: float = 0.25,
+    ) -> None:
+        """``outbox`` receives :data:`Outgoing` (and whatever else its owner puts there)."""
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Submit | Abort | Shutdown] = queue.SimpleQueue()
+        self._outbox = outbox
+        self._clock = clock
+        self._stats_interval_s = stats_interval_s
+        self._next_stats = 0.0
+        self._dead: EngineDead | None = None
+        self._drain_until: float | None = None
+        self._thread = threading.Thread(target=self._main, name="fastserve-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        self._inbox.put(Submit(request))
+
+    def abort(self, request_id: int) -> None:
+        self._inbox.put(Abort(request_id))
+
+    def shutdown(self, drain_s: float) -> None:
+        self._inbox.put(Shutdown(drain_s))
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; whether it came."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        while not self._finished():
+            try:
+                self._turn()
+            except Exception as error:  # a bug: nobody may wait for an answer that cannot come
+                logger.exception("the engine failed; every request will be refused")
+                self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
+                self._emit(self._engine.fail_all(self._dead))
+        self._emit(self._engine.fail_all(ShuttingDown("the model was unloaded before the request finished")))
+        self._outbox.put(self._engine.stats())
+        self._outbox.put(EngineStopped())
+
+    def _finished(self) -> bool:
+        return self._drain_until is not None and (not self._engine.has_work or self._clock() >= self._drain_until)
+
+    def _turn(self) -> None:
+        """Take every message that is there (waiting for one when idle), then run one iteration."""
+        if not self._engine.has_work:
+            self._publish_stats(due=True)
+            self._handle(self._inbox.get())
+        while not self._inbox.empty():
+            self._handle(self._inbox.get())
+        if self._engine.has_work:
+            self._emit(self._engine.step())
+            self._publish_stats(due=self._clock() >= self._next_stats)
+
+    def _handle(self, message: Submit | Abort | Shutdown) -> None:
+        if isinstance(message, Shutdown):
+            self._drain_until = self._clock() + message.drain_s
+        elif isinstance(message, Abort):
+            self._emit(self._engine.abort(message.request_id))
+        elif self._dead is not None:
+            self._emit([Failed(message.request.request_id, self._dead)])
+        elif self._drain_until is not None:
+            self._emit([Failed(message.request.request_id, ShuttingDown("the model is being unloaded"))])
+        else:
+            self._emit(self._engine.submit(message.request))
+
+    def _emit(self, events: list[Event]) -> None:
+        if events:
+            self._outbox.put(events)
+
+    def _publish_stats(self, *, due: bool) -> None:
+        if due:
+            self._outbox.put(self._engine.stats())
+            self._next_stats = self._clock() + self._stats_interval_s

@@ -1,0 +1,94 @@
+"""From an exported model folder to an engine that is warm and a task that feeds it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from fastserve.config import EngineConfig
+from fastserve.core.block_pool import BlockPool
+from fastserve.core.events import Event, Failed
+from fastserve.core.planner import StepLimits
+from fastserve.core.policy import POLICIES
+from fastserve.core.request import Request, SamplingParams
+from fastserve.core.scheduler import Scheduler
+from fastserve.engine.engine import Engine
+from fastserve.errors import ConfigError, ManifestError
+from fastserve.manifest import CacheSpec, ModelManifest
+from fastserve.tasks.text_generation import TextGeneration
+from fastserve.text.templates import ChatTemplate
+from fastserve.text.tokenizer import Tokenizer
+from fastserve.worker.kv_cache import KVCache, bytes_per_block, num_blocks_for, read_free_memory
+from fastserve.worker.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_REQUEST_ID = -1
+
+
+def load_engine(directory: Path, manifest: ModelManifest, config: EngineConfig, clock: Callable[[], float]) -> Engine:
+    """Build the engine of a decoder and run it once at its largest shape, so that the first client finds it warm.
+
+    Raises ConfigError, ManifestError, or what the warm-up run failed with.
+    """
+    if manifest.cache is None or "decoder" not in manifest.graphs:
+        raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
+    if config.max_model_len > manifest.model.max_model_len:
+        raise ConfigError(
+            f"max_model_len: got {config.max_model_len}, allowed: at most {manifest.model.max_model_len}, the model's limit"
+        )
+    max_model_len = config.max_model_len or manifest.model.max_model_len
+    num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory())
+    scheduler = Scheduler(
+        StepLimits(config.max_num_seqs, config.max_batched_tokens),
+        BlockPool(num_blocks, config.block_size),
+        POLICIES[config.policy](),
+        max_model_len=max_model_len,
+        max_queue_size=config.max_queue_size,
+    )
+    runner = ModelRunner(directory, manifest, kv_cache_dtype=config.kv_cache_dtype, num_threads=config.num_threads)
+    kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
+    engine = Engine(scheduler, runner, kv_cache, clock=clock, position_offset=manifest.position_offset)
+    _log_pool(manifest.cache, config, num_blocks)
+    warm_up(engine, min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1))
+    return engine
+
+
+def warm_up(engine: Engine, num_tokens: int) -> None:
+    """Run one prompt of ``num_tokens`` tokens (the largest prefill) and one decode; the pool is empty again afterwards.
+
+    Raises what the run failed with.
+    """
+    prompt = (0,) * max(1, num_tokens)
+    events: list[Event] = engine.submit(Request(WARM_UP_REQUEST_ID, prompt, SamplingParams(max_tokens=2, temperature=0.0), 0.0))
+    while engine.has_work:
+        events += engine.step()
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+
+
+def load_text_generation(directory: Path, manifest: ModelManifest, config: EngineConfig) -> TextGeneration:
+    """The task that turns requests into tokens for this model. Raises ManifestError."""
+    if manifest.tokenizer is None:
+        raise ManifestError("tokenizer: missing; text generation needs one")
+    template = None
+    if manifest.tokenizer.chat_template is not None:
+        source = (directory / manifest.tokenizer.chat_template).read_text(encoding="utf-8")
+        template = ChatTemplate(source, manifest.tokenizer.special_tokens)
+    return TextGeneration(
+        manifest,
+        Tokenizer(directory, manifest.tokenizer),
+        template,
+        random_seed=lambda: secrets.randbits(64),
+        default_deadline_ms=config.default_deadline_ms,
+    )
+
+
+def _log_pool(spec: CacheSpec, config: EngineConfig, num_blocks: int) -> None:
+    size = num_blocks * bytes_per_block(spec, config.block_size, config.kv_cache_dtype)
+    logger.info(
+        "KV pool: %d blocks of %d tokens, %s, %.0f MiB", num_blocks, config.block_size, config.kv_cache_dtype, size / 2**20
+    )

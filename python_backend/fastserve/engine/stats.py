@@ -1,0 +1,22 @@
+"""What the engine has done so far, as plain numbers that other threads may read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot taken between two iterations. Counters only grow; gauges are the state at that moment."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    blocks_free: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens computed (a recomputed token counts again)."""
+    generation_tokens: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    step_seconds: float = 0.0
+    """Time spent in iterations."""

@@ -1,0 +1,153 @@
+"""The sampling parameters a client may send: names, types, ranges, defaults. One table, used for parsing and for messages.
+
+Values come from a JSON object or from Triton's request parameters, where numbers and truth values may arrive as strings.
+Names and defaults are vLLM's ``SamplingParams``; a model's own generation_config overrides the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastserve.errors import InvalidRequest, UnsupportedFeature
+
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: dividing logits by it would overflow."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: how a value is read (raising ValueError when it cannot be), what is allowed, and its default."""
+
+    read: Callable[[Any], Any]
+    allowed: str
+    default: Any
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, str):
+            value = float(value) if "." in value else int(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != math.floor(value):
+            raise ValueError
+        if value < low or (high is not None and value > high):
+            raise ValueError
+        return int(value)
+
+    return read
+
+
+def _real(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number) or not low <= number <= high or (above and number == low):
+            raise ValueError
+        return number
+
+    return read
+
+
+def read_truth(value: Any) -> bool:
+    """True or False from a bool, 0 or 1, or their words. Raises ValueError."""
+    word = str(value).strip().lower()
+    if word not in ("true", "1", "false", "0"):
+        raise ValueError
+    return word in ("true", "1")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or len(texts) > 64 or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError
+    return tuple(texts)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    read = _whole(0)
+    return tuple(read(item) for item in value)
+
+
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+    good = (
+        isinstance(value, list) and value and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in value)
+    )
+    if not good or not all(isinstance(turn.get("content"), str) for turn in value):
+        raise ValueError
+    return tuple(value)
+
+
+_TRUTH = "true or false"
+
+PARAMETERS: dict[str, Parameter] = {
+    "max_tokens": Parameter(_whole(1), "a whole number, at least 1", 16),
+    "min_tokens": Parameter(_whole(0), "a whole number, at least 0", 0),
+    "temperature": Parameter(_real(0.0, 100.0), "a number from 0 (greedy) to 100", 1.0),
+    "top_p": Parameter(_real(0.0, 1.0, above=True), "a number above 0, at most 1", 1.0),
+    "top_k": Parameter(_whole(-1), "a whole number; -1 or 0 for all", 0),
+    "min_p": Parameter(_real(0.0, 1.0), "a number from 0 to 1", 0.0),
+    "presence_penalty": Parameter(_real(-2.0, 2.0), "a number from -2 to 2", 0.0),
+    "frequency_penalty": Parameter(_real(-2.0, 2.0), "a number from -2 to 2", 0.0),
+    "repetition_penalty": Parameter(_real(0.0, 100.0, above=True), "a number above 0, at most 100", 1.0),
+    "seed": Parameter(_whole(-(2**63), 2**64 - 1), "a whole number of at most 64 bits", None),
+    "stop": Parameter(_texts, "a non-empty string or a list of at most 64 of them", ()),
+    "stop_token_ids": Parameter(_ids, "a list of token ids", ()),
+    "ignore_eos": Parameter(read_truth, _TRUTH, False),
+    "include_stop_str_in_output": Parameter(read_truth, _TRUTH, False),
+    "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
+    "deadline_ms": Parameter(_whole(1), "a whole number of milliseconds, at least 1", None),
+    "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
+}
+
+ALIASES = {"min_length": "min_tokens"}
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "num_beams": (1,),
+    "length_penalty": (1, 1.0),
+    "logprobs": (),
+    "prompt_logprobs": (),
+    "bad_words": ([],),
+    "truncate_prompt_tokens": (),
+    "json": (),
+    "regex": (),
+    "choice": (),
+    "priority": (0,),
+}
+"""Keys of the contract that this version does not implement, with the values that ask for nothing and are accepted."""
+
+IGNORED = frozenset({"timeout", "sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"})
+"""Request parameters that are Triton's own business."""
+
+
+def parse_sampling_parameters(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter of :data:`PARAMETERS` with its value; null means the default.
+
+    ``defaults``: the model's own, by name. Raises InvalidRequest or UnsupportedFeature naming the key.
+    """
+    parsed = {name: defaults.get(name, parameter.default) for name, parameter in PARAMETERS.items()}
+    for key, value in values.items():
+        name = ALIASES.get(key, key)
+        if name in UNSUPPORTED:
+            if value is not None and value not in UNSUPPORTED[name] and str(value) not in map(str, UNSUPPORTED[name]):
+                raise UnsupportedFeature(key, f"{value!r} is not supported by this version")
+        elif name not in PARAMETERS:
+            if name not in IGNORED:
+                raise InvalidRequest(key, value, f"a known sampling parameter: {', '.join(PARAMETERS)}")
+        elif value is not None:
+            try:
+                parsed[name] = PARAMETERS[name].read(value)
+            except (ValueError, OverflowError):
+                raise InvalidRequest(key, value, PARAMETERS[name].allowed) from None
+    if parsed["temperature"] < GREEDY_BELOW:
+        parsed["temperature"] = 0.0
+    parsed["top_k"] = max(parsed["top_k"], 0)
+    if parsed["min_tokens"] > parsed["max_tokens"]:
+        raise InvalidRequest("min_tokens", parsed["min_tokens"], f"at most max_tokens ({parsed['max_tokens']})")
+    return parsed

@@ -1,0 +1,172 @@
+"""Text generation: from a client's request to tokens, and from tokens back to the client's text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastserve.core.events import TokenEvent
+from fastserve.core.request import FinishReason, Request, SamplingParams
+from fastserve.errors import InvalidRequest
+from fastserve.manifest import ModelManifest
+from fastserve.tasks.sampling_parameters import parse_sampling_parameters
+from fastserve.text.detokenizer import IncrementalDetokenizer, StopStrings
+from fastserve.text.templates import ChatTemplate
+from fastserve.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationInput:
+    """What a client sent, typed but not yet understood."""
+
+    text: str | None = None
+    input_ids: Sequence[int] | None = None
+    """Prompt tokens of a client with its own tokenizer; then ``text`` is absent."""
+    stream: bool = False
+    exclude_input_in_output: bool | None = None
+    """None: the default, which is to exclude when streaming and to include when not."""
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    return_logprobs: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedGeneration:
+    """A request for the engine and what is needed to turn its tokens into the answer."""
+
+    request: Request
+    stream: bool
+    echo: str
+    """Text put before the answer: the prompt, or nothing."""
+    stop: tuple[str, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+
+
+class TextGeneration:
+    """The text-generation task of one model. Thread-safe; used by the threads that receive requests."""
+
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        *,
+        random_seed: Callable[[], int],
+        default_deadline_ms: int = 0,
+    ) -> None:
+        """``random_seed``: gives requests without a seed one of their own."""
+        if manifest.tokenizer is None:
+            raise ValueError("a text-generation model has a tokenizer")
+        self.tokenizer = tokenizer
+        self._vocab_size = manifest.model.vocab_size
+        self._eos_token_ids = frozenset(manifest.tokenizer.eos_token_ids)
+        self._defaults = manifest.generation
+        self._chat_template = chat_template
+        self._random_seed = random_seed
+        self._default_deadline_ms = default_deadline_ms
+
+    def prepare(self, item: GenerationInput, request_id: int, now: float) -> PreparedGeneration:
+        """Raises InvalidRequest or UnsupportedFeature naming the field. ``now``: seconds on the engine's clock."""
+        values = parse_sampling_parameters(item.parameters, self._defaults)
+        if item.stream and item.exclude_input_in_output is False:
+            raise InvalidRequest("exclude_input_in_output", False, "true when stream is true: a stream sends only what is new")
+        prompt, token_ids = self._prompt(item, values["messages"])
+        deadline_ms = values["deadline_ms"] or self._default_deadline_ms
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=self._sampling_params(values, return_logprobs=item.return_logprobs),
+            arrival_time=now,
+            deadline=now + deadline_ms / 1000 if deadline_ms else None,
+        )
+        excluded = item.exclude_input_in_output
+        echo = prompt if not item.stream and not excluded and values["messages"] is None else ""
+        if echo is None:  # the prompt came as ids
+            echo = self.tokenizer.decode(token_ids)
+        return PreparedGeneration(
+            request,
+            stream=item.stream,
+            echo=echo,
+            stop=values["stop"],
+            include_stop=values["include_stop_str_in_output"],
+            skip_special_tokens=values["skip_special_tokens"],
+        )
+
+    def _prompt(self, item: GenerationInput, messages: Sequence[Mapping[str, Any]] | None) -> tuple[str | None, tuple[int, ...]]:
+        """The prompt's text (None when it came as ids) and tokens; exactly one of the three ways to give it."""
+        given = [
+            name for name, value in (("input_ids", item.input_ids), ("messages", messages), ("text_input", item.text)) if value
+        ]
+        if len(given) > 1:
+            raise InvalidRequest(given[0], "both", f"either {given[0]} or {given[1]}, not both")
+        if messages is not None:
+            if self._chat_template is None:
+                raise InvalidRequest("messages", list(messages), "text_input instead: this model has no chat template")
+            text = self._chat_template.render(messages)
+            return text, self.tokenizer.encode(text, add_special_tokens=False)
+        if item.input_ids is not None:
+            return None, self._check_ids(item.input_ids)
+        if not item.text:
+            raise InvalidRequest("text_input", item.text or "", "a prompt that is not empty (or input_ids, or messages)")
+        token_ids = self.tokenizer.encode(item.text)
+        if not token_ids:
+            raise InvalidRequest("text_input", item.text, "a prompt of at least one token")
+        return item.text, token_ids
+
+    def _check_ids(self, input_ids: Sequence[int]) -> tuple[int, ...]:
+        if not len(input_ids):
+            raise InvalidRequest("input_ids", [], "at least one token id")
+        for token_id in input_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest("input_ids", token_id, f"token ids from 0 to {self._vocab_size - 1}")
+        return tuple(input_ids)
+
+    def _sampling_params(self, values: Mapping[str, Any], *, return_logprobs: bool) -> SamplingParams:
+        for token_id in values["stop_token_ids"]:
+            if token_id >= self._vocab_size:
+                raise InvalidRequest("stop_token_ids", token_id, f"token ids from 0 to {self._vocab_size - 1}")
+        eos = frozenset() if values["ignore_eos"] else self._eos_token_ids
+        names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p")
+        penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+        return SamplingParams(
+            **{name: values[name] for name in names + penalties},
+            seed=values["seed"] if values["seed"] is not None else self._random_seed(),
+            stop_token_ids=eos | frozenset(values["stop_token_ids"]),
+            return_logprobs=return_logprobs,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationDelta:
+    """What one token added to an answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float
+    finish_reason: FinishReason | None
+
+
+class GenerationStream:
+    """Turns the tokens of one request into text. Owned by the thread that answers."""
+
+    def __init__(self, prepared: PreparedGeneration, tokenizer: Tokenizer) -> None:
+        self._stop_token_ids = prepared.request.params.stop_token_ids
+        self._include_stop = prepared.include_stop
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=prepared.skip_special_tokens)
+        self._stop = StopStrings(prepared.stop, include=prepared.include_stop)
+        self._cumulative_logprob = 0.0
+
+    def push(self, event: TokenEvent) -> GenerationDelta:
+        """The text a token makes certain. When a stop string completes, the delta is the last one although the engine
+        does not know it yet: the caller has to abort the request there."""
+        self._cumulative_logprob += event.logprob or 0.0
+        reason = event.finish_reason
+        stopped_by_token = reason is FinishReason.STOP
+        text = "" if stopped_by_token and not self._include_stop else self._stop.push(self._detokenizer.push(event.token_id))
+        if reason is not None and not self._stop.found:
+            text += self._stop.push(self._detokenizer.flush())
+            text += self._stop.flush()
+        if self._stop.found:
+            reason = FinishReason.STOP
+        return GenerationDelta(text, (event.token_id,), self._cumulative_logprob, reason)

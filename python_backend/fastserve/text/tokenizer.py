@@ -1,0 +1,37 @@
+"""Text to token ids and back, by the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from fastserve.errors import ManifestError
+from fastserve.manifest import TokenizerSpec
+
+
+class Tokenizer:
+    """One model's tokenizer. Thread-safe: encoding and decoding change nothing."""
+
+    def __init__(self, directory: Path, spec: TokenizerSpec) -> None:
+        """Raises ManifestError when the tokenizer file cannot be read."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(directory / spec.file))
+        except Exception as error:  # the library raises bare Exception
+            raise ManifestError(f"{directory / spec.file}: not a tokenizer file ({error})") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """``add_special_tokens``: put the model's own begin / end tokens around the text (a rendered chat has them already)."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Bytes that are not valid UTF-8 appear as U+FFFD."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))

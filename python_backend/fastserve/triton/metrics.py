@@ -1,0 +1,88 @@
+"""The engine's numbers on Triton's /metrics page. Updated by the responder thread only: each update is a round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from fastserve.engine.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """A metric: its name on the page, what it says, and the field of EngineStats it shows."""
+
+    name: str
+    description: str
+    field: str
+
+
+GAUGES = (
+    Family("vllm:num_requests_running", "Requests that hold KV blocks", "running"),
+    Family("vllm:num_requests_waiting", "Requests accepted that hold no KV blocks", "waiting"),
+    Family("fastserve:kv_blocks_used", "KV blocks in use", "blocks_used"),
+    Family("fastserve:kv_blocks_free", "KV blocks that are free", "blocks_free"),
+)
+COUNTERS = (
+    Family("vllm:prompt_tokens_total", "Prompt tokens computed", "prompt_tokens"),
+    Family("vllm:generation_tokens_total", "Tokens generated", "generation_tokens"),
+    Family("vllm:num_preemptions_total", "Requests whose KV blocks were taken away to be recomputed", "preemptions"),
+    Family("fastserve:iterations_total", "Iterations of the model", "steps"),
+    Family("fastserve:iteration_seconds_total", "Seconds spent in iterations", "step_seconds"),
+)
+ENDINGS = Family("fastserve:requests_total", "Requests by how they ended: a finish reason or an error code", "")
+
+
+class TritonMetrics:
+    """Implements ``responder.MetricsSink``."""
+
+    def __init__(self, model: str, version: str, instance: str) -> None:
+        self._labels = {"model": model, "version": version, "instance": instance}
+        self._families: dict[str, Any] = {}  # kept alive: a family that is collected takes its metrics with it
+        self._gauges = {family.field: self._metric(family, pb_utils.MetricFamily.GAUGE) for family in GAUGES}
+        self._counters = {family.field: self._metric(family, pb_utils.MetricFamily.COUNTER) for family in COUNTERS}
+        self._endings: dict[str, Any] = {}
+        self._last = EngineStats()
+
+    def _metric(self, family: Family, kind: Any, **labels: str) -> Any:
+        if family.name not in self._families:
+            self._families[family.name] = pb_utils.MetricFamily(name=family.name, description=family.description, kind=kind)
+        return self._families[family.name].Metric(labels=self._labels | labels)
+
+    def update(self, stats: EngineStats) -> None:
+        """Show a snapshot. Only what changed is sent."""
+        for field, metric in self._gauges.items():
+            if getattr(stats, field) != getattr(self._last, field):
+                metric.set(getattr(stats, field))
+        for field, metric in self._counters.items():
+            if (growth := getattr(stats, field) - getattr(self._last, field)) > 0:
+                metric.increment(growth)
+        self._last = stats
+
+    def count_ending(self, ending: str) -> None:
+        if ending not in self._endings:
+            self._endings[ending] = self._metric(ENDINGS, pb_utils.MetricFamily.COUNTER, ending=ending)
+        self._endings[ending].increment(1)
+
+
+class NoMetrics:
+    """When the server was started without metrics."""
+
+    def update(self, stats: EngineStats) -> None:
+        del stats
+
+    def count_ending(self, ending: str) -> None:
+        del ending
+
+
+def create_metrics(model: str, version: str, instance: str) -> TritonMetrics | NoMetrics:
+    try:
+        return TritonMetrics(model, version, instance)
+    except pb_utils.TritonModelException as error:
+        logger.warning("no metrics: %s", error)
+        return NoMetrics()

@@ -1,0 +1,137 @@
+"""Tensors to a :class:`GenerationInput` and answers to tensors: the contract of ``generation_io`` in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastserve.core.request import FinishReason
+from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.tasks.sampling_parameters import read_truth
+from fastserve.tasks.text_generation import GenerationInput
+from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReturnFlags:
+    """Which optional outputs a client wants."""
+
+    finish_reason: bool = False
+    cumulative_logprob: bool = False
+    num_input_tokens: bool = False
+    num_output_tokens: bool = False
+    output_ids: bool = False
+
+
+def parse_generation(tensors: Tensors, parameters: Mapping[str, Any]) -> tuple[GenerationInput, ReturnFlags]:
+    """``tensors``: by input name, absent ones left out. ``parameters``: Triton's request parameters, which count when
+    there is no ``sampling_parameters`` tensor; names of optional inputs among them are taken as those inputs.
+
+    Raises InvalidRequest or UnsupportedFeature naming the field.
+    """
+    reader = _Reader(tensors, parameters)
+    if reader.truth("return_logprobs"):
+        raise UnsupportedFeature("return_logprobs", "log-probabilities of alternatives are not supported by this version")
+    flags = ReturnFlags(**{field.name: bool(reader.truth(f"return_{field.name}")) for field in dataclasses.fields(ReturnFlags)})
+    item = GenerationInput(
+        text=reader.text("text_input"),
+        input_ids=reader.ids("input_ids"),
+        stream=bool(reader.truth("stream")),
+        exclude_input_in_output=reader.truth("exclude_input_in_output"),
+        parameters=reader.sampling_parameters(),
+        return_logprobs=flags.cumulative_logprob,
+    )
+    return item, flags
+
+
+class _Reader:
+    """Typed access to one request's inputs."""
+
+    def __init__(self, tensors: Tensors, parameters: Mapping[str, Any]) -> None:
+        self._tensors = tensors
+        self._parameters = parameters
+
+    def text(self, name: str) -> str | None:
+        value = self._single(name)
+        if value is None or isinstance(value, str):
+            return value
+        try:
+            return bytes(value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(name, bytes(value), f"valid UTF-8 (byte {error.start} is not)") from None
+
+    def truth(self, name: str) -> bool | None:
+        """The tensor, else the request parameter of the same name, else None."""
+        value = self._single(name)
+        if value is None:
+            value = self._parameters.get(name)
+        if value is None:
+            return None
+        try:
+            return read_truth(value)
+        except ValueError:
+            raise InvalidRequest(name, value, "true or false") from None
+
+    def ids(self, name: str) -> list[int] | None:
+        tensor = self._tensors.get(name)
+        return None if tensor is None else [int(value) for value in tensor.reshape(-1)]
+
+    def sampling_parameters(self) -> Mapping[str, Any]:
+        text = self.text("sampling_parameters")
+        if text is None:
+            own = {spec.name for spec in TEXT_GENERATION_INPUTS}
+            return {name: value for name, value in self._parameters.items() if name not in own}
+        allowed = 'a JSON object such as {"max_tokens": 100}'
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("sampling_parameters", text, allowed) from None
+        if not isinstance(values, dict):
+            raise InvalidRequest("sampling_parameters", text, allowed)
+        return values
+
+    def _single(self, name: str) -> Any:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return None
+        if tensor.size != 1:
+            raise InvalidRequest(name, f"{tensor.size} values", "one value")
+        return tensor.reshape(-1)[0]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One response in plain values: a delta of a stream or a whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float
+    num_input_tokens: int
+    finish_reason: FinishReason | None
+
+
+def encode_answer(answer: Answer, flags: ReturnFlags) -> dict[str, npt.NDArray[Any]]:
+    """Output tensors by name. ``finish_reason`` reads "None" until the end; counts and ids are those of this response."""
+    tensors: dict[str, npt.NDArray[Any]] = {"text_output": _strings(answer.text)}
+    if flags.finish_reason:
+        tensors["finish_reason"] = _strings(answer.finish_reason.value if answer.finish_reason else "None")
+    if flags.cumulative_logprob:
+        tensors["cumulative_logprob"] = np.array([answer.cumulative_logprob], np.float32)
+    if flags.num_input_tokens:
+        tensors["num_input_tokens"] = np.array([answer.num_input_tokens], np.uint32)
+    if flags.num_output_tokens:
+        tensors["num_output_tokens"] = np.array([len(answer.token_ids)], np.uint32)
+    if flags.output_ids:
+        tensors["output_ids"] = np.array(answer.token_ids, np.int64)
+    return tensors
+
+
+def _strings(text: str) -> npt.NDArray[Any]:
+    return np.array([text.encode("utf-8")], np.object_)

@@ -1,0 +1,68 @@
+"""The bytes of the paged KV pool. Which block belongs to whom is decided elsewhere (``core/block_pool.py``)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastserve.config import EngineConfig
+from fastserve.errors import ConfigError
+from fastserve.manifest import CacheSpec
+
+DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
+
+
+class KVCache:
+    """One key and one value array per layer, allocated once and written in place by the attention op.
+
+    ``keys[i]``: [num_blocks, kv_num_heads, head_size, block_size]; ``values[i]``: [num_blocks, kv_num_heads, block_size,
+    head_size]. Memory is committed by the operating system on first touch, so a large pool costs nothing until used.
+    Owned by the engine thread.
+    """
+
+    def __init__(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: str) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.dtype = dtype
+        self.keys: list[npt.NDArray[Any]] = []
+        self.values: list[npt.NDArray[Any]] = []
+        for layer in spec.layers:
+            self.keys.append(np.zeros((num_blocks, layer.kv_num_heads, layer.head_size, block_size), DTYPES[dtype]))
+            self.values.append(np.zeros((num_blocks, layer.kv_num_heads, block_size, layer.head_size), DTYPES[dtype]))
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The pool's arrays by graph input name."""
+        named = {f"key_cache.{i}": keys for i, keys in enumerate(self.keys)}
+        return named | {f"value_cache.{i}": values for i, values in enumerate(self.values)}
+
+
+def bytes_per_block(spec: CacheSpec, block_size: int, dtype: str) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    elements = sum(2 * layer.kv_num_heads * layer.head_size for layer in spec.layers)
+    return elements * block_size * int(np.dtype(DTYPES[dtype]).itemsize)
+
+
+def num_blocks_for(config: EngineConfig, spec: CacheSpec, max_model_len: int, free_memory: int) -> int:
+    """How many blocks the pool gets: what the configuration allows, but never more than the batch could ever use.
+
+    ``free_memory``: bytes free now, see :func:`read_free_memory`. Raises ConfigError if not even one block fits.
+    """
+    size = bytes_per_block(spec, config.block_size, config.kv_cache_dtype)
+    budget = config.kv_cache_bytes or int(config.kv_cache_memory_fraction * free_memory)
+    useful = config.max_num_seqs * math.ceil(max_model_len / config.block_size)
+    num_blocks = min(budget // size, useful)
+    if num_blocks < 1:
+        raise ConfigError(f"kv_cache_bytes: got {budget}, allowed: at least {size} (one block of {config.block_size} tokens)")
+    return num_blocks
+
+
+def read_free_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes the machine can still give (``MemAvailable``)."""
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ConfigError(f"{meminfo} has no MemAvailable line; set kv_cache_bytes")

@@ -1,0 +1,99 @@
+"""One ONNX Runtime session over a packed graph: one run per iteration, the KV pool bound once and written in place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from fastserve.errors import ConfigError, StepFailed
+from fastserve.manifest import ModelManifest, TensorSpec
+from fastserve.worker.batch import ForwardBatch
+from fastserve.worker.kernels import library_path
+from fastserve.worker.kv_cache import KVCache
+
+RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
+"""ORT errors that a second try may survive: another process may have returned memory meanwhile."""
+
+
+class ModelRunner:
+    """Runs the decoder graph of one exported model. Owned by the engine thread; ``run`` releases the GIL inside ORT."""
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: ModelManifest,
+        *,
+        kv_cache_dtype: str = "fp32",
+        num_threads: int = 0,
+        role: str = "decoder",
+    ) -> None:
+        """``directory``: the version folder with the files of ``manifest``. ``num_threads``: 0 means one per core.
+
+        Raises ConfigError when the model has no graph for ``kv_cache_dtype``, ToolError when the op library is not built.
+        """
+        graph = manifest.graphs[role]
+        if kv_cache_dtype not in graph.files:
+            raise ConfigError(f"kv_cache_dtype: got {kv_cache_dtype}, allowed: {' or '.join(graph.files)} (graphs of this model)")
+        self._session = ort.InferenceSession(
+            str(directory / graph.files[kv_cache_dtype]), _session_options(num_threads), providers=["CPUExecutionProvider"]
+        )
+        self._binding = self._session.io_binding()
+        self._inputs: tuple[TensorSpec, ...] = tuple(spec for spec in graph.inputs if not _is_cache(spec.name))
+        self._vocab_size = manifest.model.vocab_size
+        self._bound_cache: KVCache | None = None
+        self._logits: npt.NDArray[np.float32] = np.empty((0, self._vocab_size), np.float32)
+
+    def run(self, batch: ForwardBatch, kv_cache: KVCache) -> npt.NDArray[np.float32]:
+        """Logits [num_rows, vocab_size] of the rows that sample, float32.
+
+        The array is a view of a buffer that the next run overwrites. Raises StepFailed; the pool may then hold
+        half-written slots, which nobody reads because nothing was committed.
+        """
+        if self._bound_cache is not kv_cache:
+            self._bind_cache(kv_cache)
+        feeds = [np.ascontiguousarray(getattr(batch, spec.name)) for spec in self._inputs]
+        for spec, array in zip(self._inputs, feeds, strict=True):
+            self._bind_input(spec.name, array)
+        # A run of prefill chunks alone samples nothing; the graph still needs a row to gather.
+        num_rows = max(batch.num_rows, 1)
+        if batch.num_rows == 0:
+            self._bind_input("logits_rows", first_row := np.zeros(1, np.int64))
+            feeds.append(first_row)
+        if len(self._logits) < num_rows:
+            self._logits = np.empty((num_rows, self._vocab_size), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, (num_rows, self._vocab_size), self._logits.ctypes.data)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ORT's exceptions share no base class below Exception
+            message = str(error)
+            raise StepFailed(
+                f"the model run failed: {message}", retryable=any(m in message for m in RETRYABLE_MESSAGES)
+            ) from error
+        return self._logits[: batch.num_rows]
+
+    def _bind_cache(self, kv_cache: KVCache) -> None:
+        for name, array in kv_cache.arrays().items():
+            self._bind_input(name, array)
+        self._bound_cache = kv_cache
+
+    def _bind_input(self, name: str, array: npt.NDArray[Any]) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _is_cache(name: str) -> bool:
+    return name.startswith(("key_cache.", "value_cache."))
+
+
+def _session_options(num_threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # every iteration has other shapes: a pattern per shape would only grow
+    options.log_severity_level = 3
+    return options

@@ -1,0 +1,126 @@
+"""Logits to tokens. A row's token depends on its own logits, parameters, history and (seed, position) and on nothing else:
+the same request draws the same tokens alone and in a crowd.
+
+The order of the steps is transformers' (``GenerationMixin``): penalties, minimum length, temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+import numpy.typing as npt
+
+from fastserve.core.plan import SampledToken
+from fastserve.core.request import SamplingParams
+from fastserve.core.sequence import Sequence
+from fastserve.errors import StepFailed
+
+Logits = npt.NDArray[np.float32]
+
+_MASK64 = (1 << 64) - 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """A uniform number in [0, 1) that is a pure function of the 64-bit ``seed`` and the output ``position``.
+
+    Counter-based: SplitMix64's finaliser (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", 2014)
+    applied to the seed and again to the counter, so neighbouring seeds and positions are unrelated.
+    """
+    return (_mix((_mix(seed & _MASK64) + position * 0x9E3779B97F4A7C15) & _MASK64) >> 11) * 2.0**-53
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+class Sampler:
+    """Draws one token for each row of logits. Stateless."""
+
+    def sample(self, logits: Logits, sequences: Items[Sequence]) -> list[SampledToken | StepFailed]:
+        """``logits``: [num_rows, vocab_size], row i belongs to ``sequences[i]``; not modified.
+
+        A row without a finite maximum (a broken model, a poisoned cache) gives a StepFailed for that row alone.
+        """
+        best = np.argmax(logits, axis=1).tolist() if len(sequences) else []
+        return [self._sample_row(row, sequence, first) for row, sequence, first in zip(logits, sequences, best, strict=True)]
+
+    def _sample_row(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | StepFailed:
+        params = sequence.request.params
+        if not np.isfinite(row[best]):
+            return StepFailed("the model's logits for this request are not finite")
+        token_id = best
+        if not (params.greedy and not params.has_penalties and not params.min_tokens):
+            processed = process_logits(row, sequence)
+            if params.greedy:
+                token_id = int(np.argmax(processed))
+            else:
+                token_id = draw(processed, uniform(params.seed, len(sequence.output_token_ids)))
+        return SampledToken(token_id, log_probability(row, token_id) if params.return_logprobs else None)
+
+
+def process_logits(row: Logits, sequence: Sequence) -> Logits:
+    """The row after every step that changes it; excluded tokens are -inf. Returns a new array, [vocab_size]."""
+    params = sequence.request.params
+    row = row.astype(np.float32, copy=True)
+    if params.has_penalties:
+        _penalise(row, sequence)
+    if len(sequence.output_token_ids) + 1 < params.min_tokens:
+        row[list(params.stop_token_ids)] = -np.inf
+    if params.greedy:
+        return row
+    row /= np.float32(params.temperature)
+    if 0 < params.top_k < len(row):
+        kth = np.partition(row, len(row) - params.top_k)[len(row) - params.top_k]
+        row[row < kth] = -np.inf
+    if params.top_p < 1.0:
+        _keep_top_p(row, params)
+    if params.min_p > 0.0:
+        row[row < np.max(row) + np.log(params.min_p)] = -np.inf
+    return row
+
+
+def _penalise(row: Logits, sequence: Sequence) -> None:
+    """Repetition penalty over prompt and output (Keskar et al., CTRL, 2019, section 4.1); presence and frequency
+    penalties over the output, as in the OpenAI API."""
+    params = sequence.request.params
+    outputs, counts = np.unique(np.array(sequence.output_token_ids, np.int64), return_counts=True)
+    if params.repetition_penalty != 1.0:
+        seen = np.union1d(np.array(sequence.request.prompt_token_ids, np.int64), outputs)
+        values = row[seen]
+        penalty = np.float32(params.repetition_penalty)
+        row[seen] = np.where(values < 0, values * penalty, values / penalty)
+    row[outputs] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
+
+
+def _keep_top_p(row: Logits, params: SamplingParams) -> None:
+    """Nucleus sampling (Holtzman et al., 2020): the smallest set of tokens whose probability reaches top_p."""
+    candidates = np.flatnonzero(row > -np.inf)
+    order = candidates[np.argsort(row[candidates], kind="stable")]  # ascending
+    probabilities = _softmax(row[order])
+    drop = np.cumsum(probabilities) <= 1.0 - params.top_p
+    drop[-1] = False
+    row[order[drop]] = -np.inf
+
+
+def draw(row: Logits, number: float) -> int:
+    """The token at quantile ``number`` of the distribution softmax(row), in id order. [vocab_size] -> id."""
+    candidates = np.flatnonzero(row > -np.inf)
+    cumulative = np.cumsum(_softmax(row[candidates]))
+    index = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
+    return int(candidates[min(index, len(candidates) - 1)])
+
+
+def log_probability(row: Logits, token_id: int) -> float:
+    """Natural log of the probability of ``token_id`` under the unprocessed logits."""
+    shifted = row.astype(np.float64) - float(row.max())
+    return float(shifted[token_id] - np.log(np.exp(shifted).sum()))
+
+
+def _softmax(values: Logits) -> npt.NDArray[np.float64]:
+    weights: npt.NDArray[np.float64] = np.exp(values.astype(np.float64) - float(values.max()))
+    weights /= weights.sum()
+    return weights

@@ -1,0 +1,227 @@
+"""Stand-ins for what the layer under test leans on. First-class code: they keep the contracts of what they replace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastserve.core.block_pool import BlockPool
+from fastserve.core.events import Aborted, Event, Failed, TokenEvent
+from fastserve.core.planner import StepLimits
+from fastserve.core.policy import POLICIES
+from fastserve.core.request import Request, SamplingParams
+from fastserve.core.scheduler import Scheduler
+from fastserve.engine.engine import Engine
+from fastserve.engine.stats import EngineStats
+from fastserve.errors import FastServeError, StepFailed
+from fastserve.manifest import CacheSpec, LayerCacheSpec, ModelManifest, ModelSpec, TokenizerSpec
+from fastserve.worker.batch import ForwardBatch
+from fastserve.worker.kv_cache import KVCache
+
+VOCAB_SIZE = 97
+
+
+class FakeClock:
+    """A clock that moves only when told."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class HashingRunner:
+    """A "model" whose next token is a hash of every token of its context, *read back through the block table*.
+
+    It writes each input token into the slot it was given and reads the context out of the pool again, so a wrong slot, a
+    stale block, a lost token or a neighbour's write changes the answer. Works on a KVCache of one head of size one.
+    """
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE) -> None:
+        self.vocab_size = vocab_size
+        self.batches: list[ForwardBatch] = []
+        self.failures: list[StepFailed] = []
+        """Raised by the next runs, one each, after the pool was half written."""
+
+    def run(self, batch: ForwardBatch, kv_cache: KVCache) -> npt.NDArray[np.float32]:
+        self.batches.append(batch)
+        memory = kv_cache.keys[0]  # [num_blocks, 1, 1, block_size]
+        for row, slot in enumerate(batch.slot_mapping.tolist()):
+            if slot >= 0:
+                memory[slot // kv_cache.block_size, 0, 0, slot % kv_cache.block_size] = batch.input_ids[row]
+        if self.failures:
+            raise self.failures.pop(0)
+        ends = batch.cumulative_sequence_length[1:].tolist()
+        logits = np.zeros((batch.num_rows, self.vocab_size), np.float32)
+        for out, row in zip(logits, batch.logits_rows.tolist(), strict=True):
+            sequence = next(index for index, end in enumerate(ends) if row < end)
+            start = int(batch.cumulative_sequence_length[sequence])
+            length = int(batch.past_seqlens[sequence]) + row - start + 1
+            blocks = batch.block_table[sequence, : -(-length // kv_cache.block_size)]
+            context = memory[blocks, 0, 0].reshape(-1)[:length].astype(int).tolist()
+            out[:] = hash_logits(context, self.vocab_size)
+        return logits
+
+
+def hash_logits(context: Sequence[int], vocab_size: int = VOCAB_SIZE) -> npt.NDArray[np.float32]:
+    """The logits of :class:`HashingRunner` for a context."""
+    state = 17
+    for token in context:
+        state = (state * 1_000_003 + token + 1) % 2_147_483_647
+    return np.random.default_rng(state).standard_normal(vocab_size).astype(np.float32)
+
+
+def make_request(
+    request_id: int, prompt: Sequence[int], *, arrival_time: float = 0.0, deadline: float | None = None, **params: Any
+) -> Request:
+    """A greedy request unless ``params`` say otherwise."""
+    return Request(request_id, tuple(prompt), SamplingParams(**({"temperature": 0.0} | params)), arrival_time, deadline)
+
+
+def make_engine(
+    runner: Any = None,
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_num_seqs: int = 8,
+    max_batched_tokens: int = 16,
+    max_model_len: int = 128,
+    max_queue_size: int = 1000,
+    clock: Callable[[], float] | None = None,
+) -> Engine:
+    """A real engine over a :class:`HashingRunner` (or ``runner``)."""
+    scheduler = Scheduler(
+        StepLimits(max_num_seqs, max_batched_tokens),
+        BlockPool(num_blocks, block_size),
+        POLICIES["fcfs"](),
+        max_model_len=max_model_len,
+        max_queue_size=max_queue_size,
+    )
+    kv_cache = KVCache(CacheSpec((LayerCacheSpec(1, 1),)), num_blocks, block_size, "fp32")
+    return Engine(scheduler, runner or HashingRunner(), kv_cache, clock=clock or FakeClock())
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of one request."""
+
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    endings: list[Any] = dataclasses.field(default_factory=list)
+    """A FinishReason, an error or "aborted"; exactly one when all is well."""
+
+
+def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None) -> dict[int, Outcome]:
+    """Sort events by request."""
+    outcomes = {} if outcomes is None else outcomes
+    for event in events:
+        outcome = outcomes.setdefault(event.request_id, Outcome())
+        if isinstance(event, TokenEvent):
+            outcome.token_ids.append(event.token_id)
+            if event.finish_reason is not None:
+                outcome.endings.append(event.finish_reason)
+        elif isinstance(event, Failed):
+            outcome.endings.append(event.error)
+        elif isinstance(event, Aborted):
+            outcome.endings.append("aborted")
+    return outcomes
+
+
+def run_to_end(engine: Engine, requests: Sequence[Request]) -> dict[int, Outcome]:
+    """Submit everything, step until nothing is left."""
+    events: list[Event] = []
+    for request in requests:
+        events += engine.submit(request)
+    while engine.has_work:
+        events += engine.step()
+    return collect(events)
+
+
+class ByteTokenizer:
+    """One token is one byte of UTF-8; ids 256.. are special tokens. Keeps the contract of ``text.tokenizer.Tokenizer``."""
+
+    SPECIAL = {256: "<s>", 257: "</s>"}
+
+    def __init__(self) -> None:
+        self.size = 258
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        return ((256,) if add_special_tokens else ()) + tuple(text.encode())
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        out = b""
+        for token_id in token_ids:
+            if token_id < 256:
+                out += bytes([token_id])
+            elif not skip_special_tokens:
+                out += self.SPECIAL[token_id].encode()
+        return out.decode("utf-8", errors="replace")
+
+
+def make_manifest(**changes: Any) -> ModelManifest:
+    """The manifest of a tiny decoder with the tokens of :class:`ByteTokenizer`; nothing of it is on disk."""
+    values: dict[str, Any] = {
+        "task": "text-generation",
+        "model": ModelSpec("tiny", "made in a test", "llama", "fp32", 1000, 258, 128),
+        "graphs": {},
+        "tokenizer": TokenizerSpec("tokenizer.json", eos_token_ids=(257,), bos_token_id=256),
+        "cache": CacheSpec((LayerCacheSpec(1, 1),)),
+        "position_offset": 0,
+        "generation": {},
+        "files": {},
+        "proof": {},
+        "fastserve_version": "0",
+    }
+    return ModelManifest(**(values | changes))
+
+
+class RecordingChannel:
+    """A client's end: remembers what it was sent. ``cancelled`` and ``broken`` are for the test to set."""
+
+    def __init__(self) -> None:
+        self.responses: list[tuple[dict[str, Any], bool]] = []
+        self.errors: list[FastServeError] = []
+        self.cancelled = False
+        self.broken = False
+
+    @property
+    def endings(self) -> int:
+        """How often the client was told that this was all."""
+        return len(self.errors) + sum(final for _, final in self.responses)
+
+    def send(self, tensors: Mapping[str, npt.NDArray[Any]], *, final: bool) -> None:
+        if self.broken:
+            raise RuntimeError("the client is gone")
+        self.responses.append((dict(tensors), final))
+
+    def fail(self, error: FastServeError) -> None:
+        if self.broken:
+            raise RuntimeError("the client is gone")
+        self.errors.append(error)
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+    def text(self) -> str:
+        return "".join(tensors["text_output"][0].decode() for tensors, _ in self.responses)
+
+
+class RecordingMetrics:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.snapshots: list[EngineStats] = []
+        self.endings: list[str] = []
+
+    def update(self, stats: EngineStats) -> None:
+        self.snapshots.append(stats)
+
+    def count_ending(self, ending: str) -> None:
+        self.endings.append(ending)
