@@ -1,0 +1,71 @@
+"""The invariants themselves: each one notices the damage it is there for."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastserve.core.invariants import violations
+from fastserve.core.sequence import SequenceStatus
+from tests.doubles import make_engine, make_request
+
+
+def running_scheduler():
+    engine = make_engine()
+    for request_id in (1, 2):
+        engine.submit(make_request(request_id, range(6), max_tokens=8))
+    engine.step()
+    engine.step()
+    return engine.scheduler
+
+
+def lose_a_block(scheduler):
+    scheduler.sequences[0].block_table.pop()
+
+
+def hold_a_free_block(scheduler):
+    scheduler.sequences[0].block_table.append(scheduler.pool.free_blocks()[0])
+
+
+def share_without_counting(scheduler):
+    first, second = scheduler.sequences
+    second.block_table[0] = first.block_table[0]
+
+
+def claim_too_many_computed(scheduler):
+    scheduler.sequences[0].num_computed = 1000
+
+
+def wait_with_blocks(scheduler):
+    scheduler.sequences[0].status = SequenceStatus.WAITING
+
+
+def finish_without_leaving(scheduler):
+    scheduler.sequences[0].status = SequenceStatus.FINISHED
+
+
+def hoard(scheduler):
+    scheduler.sequences[0].block_table.extend(scheduler.pool.allocate(3))
+
+
+def overrun(scheduler):
+    scheduler.sequences[0].output_token_ids.extend([1] * 20)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lose_a_block, "references but stands in 0 block tables"),
+        (hold_a_free_block, "are free and held at once"),
+        (share_without_counting, "references but stands in 2 block tables"),
+        (claim_too_many_computed, "has 1000 computed tokens in"),
+        (wait_with_blocks, "is waiting with"),
+        (finish_without_leaving, "is finished but still scheduled"),
+        (hoard, "holds more blocks than its tokens need"),
+        (overrun, "went past max_tokens"),
+    ],
+)
+def test_damage_is_noticed_and_named(damage, words):
+    scheduler = running_scheduler()
+    assert violations(scheduler) == []
+    damage(scheduler)
+    assert any(words in violation for violation in violations(scheduler)), violations(scheduler)

@@ -1,0 +1,103 @@
+"""The golden property over random schedules: a request's tokens are the same alone, batched, chunked and preempted,
+whatever its neighbours do, and every request ends exactly once."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter
+
+import pytest
+
+from fastserve.core.invariants import violations
+from fastserve.core.request import FinishReason
+from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
+from tests.doubles import VOCAB_SIZE, FakeClock, HashingRunner, collect, make_engine, make_request, run_to_end
+
+NUM_REQUESTS = 60
+SEEDS = range(25)
+
+
+def random_request(rng, request_id, now):
+    params = {"max_tokens": rng.randint(1, 40), "stop_token_ids": frozenset(rng.sample(range(VOCAB_SIZE), rng.choice((0, 2))))}
+    if rng.random() < 0.5:
+        params |= {"temperature": rng.choice((0.3, 1.0, 2.0)), "top_k": rng.choice((0, 5)), "seed": rng.getrandbits(64)}
+    if rng.random() < 0.3:
+        params |= {"repetition_penalty": 1.3, "presence_penalty": 0.5}
+    prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((1, 3, 4, 5, 17, 60, 130)))]
+    deadline = now + rng.uniform(0.0, 30.0) if rng.random() < 0.1 else None
+    return make_request(request_id, prompt, arrival_time=now, deadline=deadline, **params)
+
+
+def run_alone(request):
+    """One request, a roomy pool, the whole prompt at once."""
+    engine = make_engine(num_blocks=200, max_batched_tokens=200)
+    lonely = make_request(0, request.prompt_token_ids)
+    lonely = type(lonely)(0, request.prompt_token_ids, request.params, 0.0)
+    return run_to_end(engine, [lonely])[0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tokens_do_not_depend_on_the_schedule_and_every_request_ends_once(seed):
+    assert run_schedule(seed).total() >= NUM_REQUESTS
+
+
+def test_the_random_schedules_see_every_kind_of_event():
+    seen = sum((run_schedule(seed) for seed in SEEDS), Counter())
+    for kind in ("preemptions", "FinishReason.STOP", "FinishReason.LENGTH", "aborted", "DeadlineExceeded", "QueueFull", "StepFailed"):
+        assert seen[kind] > 0, f"no {kind} in {dict(seen)}"
+
+
+@functools.cache
+def run_schedule(seed):
+    """Runs a schedule, checking after every step; returns how often each kind of event was seen."""
+    rng = random.Random(seed)
+    clock, runner = FakeClock(), HashingRunner()
+    engine = make_engine(
+        runner,
+        num_blocks=rng.choice((36, 44, 80)),
+        max_num_seqs=rng.choice((1, 4, 16)),
+        max_batched_tokens=rng.choice((16, 24, 64)),
+        max_queue_size=rng.choice((10, 100)),
+        clock=clock,
+    )
+    arrivals = [random_request(rng, request_id, 0.0) for request_id in range(NUM_REQUESTS)]
+    requests, outcomes, events = {}, {}, []
+    while arrivals or engine.has_work:
+        clock.advance(rng.choice((0.0, 0.1, 1.0)))
+        for _ in range(rng.choice((0, 0, 1, 3, 10)) if arrivals else 0):
+            if arrivals:
+                request = arrivals.pop()
+                requests[request.request_id] = request
+                events += engine.submit(request)
+        if requests and rng.random() < 0.05:
+            events += engine.abort(rng.choice(list(requests)))
+        if rng.random() < 0.05:
+            runner.failures.append(StepFailed("injected", retryable=rng.random() < 0.7))
+        if engine.has_work:
+            events += engine.step()
+        assert violations(engine.scheduler) == []
+    collect(events, outcomes)
+    assert engine.scheduler.pool.num_used == 0
+    seen = Counter({"preemptions": engine.stats().preemptions})
+    assert sorted(outcomes) == list(range(NUM_REQUESTS))
+    for request_id, outcome in outcomes.items():
+        assert len(outcome.endings) == 1, f"request {request_id} ended {len(outcome.endings)} times"
+        seen[check_outcome(requests[request_id], outcome)] += 1
+    return seen
+
+
+def check_outcome(request, outcome):
+    """Holds an outcome against the same request alone; returns the name of its ending."""
+    ending = outcome.endings[0]
+    name = type(ending).__name__ if isinstance(ending, FastServeError) else str(ending)
+    if isinstance(ending, (QueueFull, RequestTooLong)):
+        assert outcome.token_ids == []
+        return name
+    alone = run_alone(request)
+    if isinstance(ending, FinishReason):
+        assert (outcome.token_ids, outcome.endings) == (alone.token_ids, alone.endings)
+    else:
+        assert ending == "aborted" or isinstance(ending, (DeadlineExceeded, StepFailed))
+        assert outcome.token_ids == alone.token_ids[: len(outcome.token_ids)]
+    return name
