@@ -121,7 +121,7 @@ class ModelManifest:
         """Raises :class:`ManifestError` naming the field that is missing, unknown or of the wrong type."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{MANIFEST_FILE}: not JSON ({error})") from None
         version = data.get("manifest_version") if isinstance(data, dict) else None
         if version != MANIFEST_VERSION:
@@ -145,6 +145,8 @@ class ModelManifest:
             raise ManifestError(
                 f"{path}: cannot be read ({error.strerror}); was the model exported with `fastserve export`?"
             ) from None
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); the copy is damaged") from None
         manifest = cls.from_json(text)
         for name, entry in manifest.files.items():
             file = directory / name

@@ -49,6 +49,10 @@ class Engine:
         self._clock = clock
         self._position_offset = position_offset
         self._sampler = Sampler()
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Start counting again: what was run so far was not for a client."""
         self._prompt_tokens = self._generation_tokens = self._steps = 0
         self._step_seconds = 0.0
 
@@ -83,15 +87,15 @@ class Engine:
             Failed(sequence.request.request_id, DeadlineExceeded("the deadline (deadline_ms) passed before the request finished"))
             for sequence in self.scheduler.expired(now)
         ]
+        if events or not self.has_work:
+            return events  # handed over now, so that a bug in what follows cannot swallow an ending
         plan = self.scheduler.plan(now)
         if not plan.chunks:
-            if self.has_work:
-                raise RuntimeError(f"{len(self.scheduler)} unfinished requests, but none can proceed")
-            return events
+            raise RuntimeError(f"{len(self.scheduler)} unfinished requests, but none can proceed")
         try:
-            events += self._execute_with_retry(plan)
+            events = self._execute_with_retry(plan)
         except StepFailed as error:
-            events += self._fail_batch(plan, error)
+            events = self._fail_batch(plan, error)
         self._step_seconds += self._clock() - now
         return events
 

@@ -95,6 +95,8 @@ class EngineThread:
                 logger.exception("the engine failed; every request will be refused")
                 self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
                 self._emit(self._engine.fail_all(self._dead))
+        while not self._inbox.empty():  # what arrived while the last iteration ran
+            self._handle(self._inbox.get())
         self._emit(self._engine.fail_all(ShuttingDown("the model was unloaded before the request finished")))
         self._outbox.put(self._engine.stats())
         self._outbox.put(EngineStopped())

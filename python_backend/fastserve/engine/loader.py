@@ -68,6 +68,7 @@ def warm_up(engine: Engine, num_tokens: int) -> None:
     for event in events:
         if isinstance(event, Failed):
             raise event.error
+    engine.reset_counters()
 
 
 def load_text_generation(directory: Path, manifest: ModelManifest, config: EngineConfig) -> TextGeneration:

@@ -100,7 +100,7 @@ PARAMETERS: dict[str, Parameter] = {
     "ignore_eos": Parameter(read_truth, _TRUTH, False),
     "include_stop_str_in_output": Parameter(read_truth, _TRUTH, False),
     "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
-    "deadline_ms": Parameter(_whole(1), "a whole number of milliseconds, at least 1", None),
+    "deadline_ms": Parameter(_whole(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
 }
 

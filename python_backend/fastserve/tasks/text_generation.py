@@ -8,7 +8,7 @@ from typing import Any
 
 from fastserve.core.events import TokenEvent
 from fastserve.core.request import FinishReason, Request, SamplingParams
-from fastserve.errors import InvalidRequest
+from fastserve.errors import FastServeError, InvalidRequest, ManifestError
 from fastserve.manifest import ModelManifest
 from fastserve.tasks.sampling_parameters import parse_sampling_parameters
 from fastserve.text.detokenizer import IncrementalDetokenizer, StopStrings
@@ -55,13 +55,16 @@ class TextGeneration:
         random_seed: Callable[[], int],
         default_deadline_ms: int = 0,
     ) -> None:
-        """``random_seed``: gives requests without a seed one of their own."""
+        """``random_seed``: gives requests without a seed one of their own. Raises ManifestError for bad sampling defaults."""
         if manifest.tokenizer is None:
             raise ValueError("a text-generation model has a tokenizer")
         self.tokenizer = tokenizer
         self._vocab_size = manifest.model.vocab_size
         self._eos_token_ids = frozenset(manifest.tokenizer.eos_token_ids)
-        self._defaults = manifest.generation
+        try:
+            self._defaults = parse_sampling_parameters(manifest.generation, {})
+        except FastServeError as error:
+            raise ManifestError(f"generation: {error}") from None
         self._chat_template = chat_template
         self._random_seed = random_seed
         self._default_deadline_ms = default_deadline_ms
@@ -99,7 +102,7 @@ class TextGeneration:
             name for name, value in (("input_ids", item.input_ids), ("messages", messages), ("text_input", item.text)) if value
         ]
         if len(given) > 1:
-            raise InvalidRequest(given[0], "both", f"either {given[0]} or {given[1]}, not both")
+            raise InvalidRequest(given[0], f"together with {given[1]}", f"either {given[0]} or {given[1]}, not both")
         if messages is not None:
             if self._chat_template is None:
                 raise InvalidRequest("messages", list(messages), "text_input instead: this model has no chat template")

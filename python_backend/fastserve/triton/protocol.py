@@ -91,6 +91,7 @@ class _Reader:
         allowed = 'a JSON object such as {"max_tokens": 100}'
         try:
             values = json.loads(text)
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is a ValueError: it is not text
         except (ValueError, RecursionError):
             raise InvalidRequest("sampling_parameters", text, allowed) from None
         if not isinstance(values, dict):

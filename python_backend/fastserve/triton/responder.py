@@ -156,7 +156,12 @@ class Responder:
             stream = self._streams.get(request_id)
             if stream is None:
                 continue
-            if stream.channel.is_cancelled():
+            try:
+                cancelled = stream.channel.is_cancelled()
+            except Exception:  # the client's way back is gone: nobody is left to read an answer
+                logger.exception("request %d could not be asked about", request_id)
+                cancelled = True
+            if cancelled:
                 self._withdraw(stream, RequestCancelled())
             else:
                 self._sweep.append(request_id)

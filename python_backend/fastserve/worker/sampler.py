@@ -55,6 +55,8 @@ class Sampler:
         token_id = best
         if not (params.greedy and not params.has_penalties and not params.min_tokens):
             processed = process_logits(row, sequence)
+            if not np.isfinite(processed.max()):
+                return StepFailed("no token is left to choose: the model and the request's parameters exclude every one")
             if params.greedy:
                 token_id = int(np.argmax(processed))
             else:

@@ -1,0 +1,56 @@
+"""The models the end-to-end tests serve: tiny random ones, each under several engine settings, in one repository."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from fastserve.export.options import ExportOptions
+from fastserve.export.text_generation import export_model
+from tests.synthetic.tiny_models import TINY_CONFIGS, llama_config, save_model
+
+TINY_BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4
+"""KV bytes of one block of the tiny Llama: layers, key and value, heads, head size, tokens, fp32."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model's folder in the repository. ``source``: which random model; ``settings``: its engine parameters."""
+
+    source: str
+    settings: dict[str, str]
+
+
+CHUNKED = {"max_batched_tokens": "48", "max_num_seqs": "16"}
+"""Prompts of up to 200 tokens come in several chunks beside decodes."""
+
+SERVED: dict[str, ServedModel] = {
+    "llama": ServedModel("llama", CHUNKED),
+    "gpt2": ServedModel("gpt2", CHUNKED),
+    "qwen2": ServedModel("qwen2", CHUNKED),
+    "qwen3": ServedModel("qwen3", CHUNKED),
+    "llama-fp16-cache": ServedModel("llama", CHUNKED | {"kv_cache_dtype": "fp16"}),
+    "llama-small-pool": ServedModel("llama", CHUNKED | {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
+    "llama-long": ServedModel("llama-long", {"kv_cache_bytes": str(2048 * TINY_BLOCK_BYTES)}),
+    "llama-small-queue": ServedModel("llama-long", {"max_queue_size": "3", "max_num_seqs": "1"}),
+}
+
+
+def save_sources(directory: Path) -> dict[str, Path]:
+    """Save every random model as a Hugging Face folder; by the names :class:`ServedModel` uses."""
+    sources = {name: save_model(TINY_CONFIGS[name](), directory / name) for name in ("llama", "gpt2", "qwen2", "qwen3")}
+    sources["llama-long"] = save_model(llama_config(max_position_embeddings=16384), directory / "llama-long")
+    return sources
+
+
+def build_repository(sources: dict[str, Path], exports: Path, repository: Path) -> Path:
+    """Export each source once and lay out every model of :data:`SERVED` with its own config.pbtxt."""
+    for name, source in sources.items():
+        export_model(str(source), ExportOptions(output=exports, name=name))
+    for name, model in SERVED.items():
+        shutil.copytree(exports / model.source, repository / name)
+        with (repository / name / "config.pbtxt").open("a") as config:
+            for key, value in model.settings.items():
+                config.write(f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n')
+    return repository

@@ -1,0 +1,76 @@
+"""Through a real Triton, a request's tokens are what transformers would generate, whatever else is being served."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import transformers
+
+from fastserve.tools.client import GenerateRequest
+from tests.e2e.clients import ask_all
+from tests.e2e.metrics_page import read_metric
+from tests.e2e.reference import assert_equal_but_for_ties, generate
+from tests.e2e.served_models import SERVED
+
+CONCURRENCY = 16
+FP32_MODELS = ("llama", "gpt2", "qwen2", "qwen3", "llama-small-pool")
+
+
+def random_prompts(seed, vocab_size, count=24, longest=200):
+    rng = random.Random(seed)
+    lengths = [1, 2, 15, 16, 17, longest] + [rng.randint(3, longest) for _ in range(count - 6)]
+    return [[rng.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
+
+
+def greedy(model, prompt, max_tokens=40):
+    return GenerateRequest(model, input_ids=prompt, parameters={"temperature": 0, "max_tokens": max_tokens})
+
+
+def sampled(model, prompt, seed):
+    parameters = {"temperature": 1.2, "top_p": 0.95, "top_k": 50, "seed": seed, "max_tokens": 40, "repetition_penalty": 1.1}
+    return GenerateRequest(model, input_ids=prompt, parameters=parameters)
+
+
+@pytest.fixture(scope="module")
+def references(sources):
+    """Source models by name, loaded when first used."""
+    loaded = {}
+
+    def get(name):
+        source = SERVED[name].source
+        if source not in loaded:
+            loaded[source] = transformers.AutoModelForCausalLM.from_pretrained(sources[source]).eval()
+        return loaded[source]
+
+    return get
+
+
+@pytest.mark.parametrize("name", FP32_MODELS)
+def test_greedy_tokens_equal_transformers_in_a_crowd_with_chunked_prefill(server, references, name):
+    model = references(name)
+    prompts = random_prompts(name, model.config.vocab_size)
+    expected = [generate(model, prompt, 40) for prompt in prompts]
+    answers = ask_all(server.grpc_url, [greedy(name, prompt) for prompt in prompts], CONCURRENCY)
+    assert [answer.error for answer in answers] == [None] * len(prompts)
+    assert_equal_but_for_ties(model, prompts, expected, [answer.output_ids for answer in answers])
+
+
+@pytest.mark.parametrize("name", [*FP32_MODELS, "llama-fp16-cache"])
+@pytest.mark.parametrize("make", [lambda m, p, i: greedy(m, p), sampled], ids=["greedy", "sampled"])
+def test_tokens_are_the_same_alone_and_in_a_crowd(server, references, name, make):
+    prompts = random_prompts(name, references(name).config.vocab_size)
+    requests = [make(name, prompt, index) for index, prompt in enumerate(prompts)]
+    alone = ask_all(server.grpc_url, requests, 1)
+    crowd = ask_all(server.grpc_url, requests, CONCURRENCY)
+    assert [answer.output_ids for answer in alone] == [answer.output_ids for answer in crowd]
+    assert len({answer.output_ids for answer in alone}) > len(alone) // 2
+    assert all(answer.output_ids for answer in alone)
+
+
+def test_a_small_pool_really_preempts(server, references):
+    before = read_metric(server, "vllm:num_preemptions_total", "llama-small-pool")
+    prompts = random_prompts("preempt", references("llama").config.vocab_size)
+    answers = ask_all(server.grpc_url, [greedy("llama-small-pool", prompt) for prompt in prompts], CONCURRENCY)
+    assert all(answer.finish_reason for answer in answers)
+    assert read_metric(server, "vllm:num_preemptions_total", "llama-small-pool") > before
