@@ -114,6 +114,8 @@ class Responder:
                 self._handle(message)
             except queue.Empty:
                 pass
+            except Exception:  # a bug, or the server refused a metric: whoever waits for an answer must still get it
+                logger.exception("a message to the responder could not be handled")
             if self._streams and time.monotonic() >= next_sweep:
                 self._abort_cancelled()
                 next_sweep = time.monotonic() + CANCEL_SWEEP_S

@@ -1,0 +1,72 @@
+// What one call of PagedAttention has to do, as plain data shared by the op (which validates it) and the kernels.
+//
+// Only plain data and constants may live here: this header is compiled into translation units with different
+// instruction sets, where an inline function could be emitted with the wrong one (the one-definition-rule trap).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastserve {
+
+constexpr int kStrip = 16;         // tokens whose keys lie side by side; block_size is a multiple of it
+constexpr int kTile = 64;          // positions whose softmax is rescaled at once; tiles are aligned to absolute positions
+constexpr int kMaxHeadSize = 256;  // head_size is a multiple of 8 up to this
+constexpr int kMaxRows = 64;       // query rows (queries x heads) of one work item
+
+// Row-major tensors, already validated. "slot" = block * block_size + offset.
+//
+//   key_cache   [num_blocks, kv_num_heads, head_size, block_size]    one block of one head, head_size rows:
+//                  dim 0: | t0 t1 t2 ... t15 |      a vector load covers one dim of consecutive tokens
+//                  dim 1: | t0 t1 t2 ... t15 |
+//   value_cache [num_blocks, kv_num_heads, block_size, head_size]    one block of one head, block_size rows:
+//                  t0: | d0 d1 d2 ... |
+//                  t1: | d0 d1 d2 ... |
+struct AttentionProblem {
+  const float* query;  // [num_tokens, num_heads * head_size]
+  const float* key;    // [num_tokens, kv_num_heads * head_size]
+  const float* value;  // [num_tokens, kv_num_heads * head_size]
+  void* key_cache;     // float or IEEE half
+  void* value_cache;
+  float* output;                              // [num_tokens, num_heads * head_size]
+  const int32_t* cumulative_sequence_length;  // [num_seqs + 1]
+  const int32_t* past_seqlens;                // [num_seqs]
+  const int32_t* block_table;                 // [num_seqs, max_blocks]
+  const int32_t* slots;                       // [num_tokens], -1: do not write
+  const float* head_sink;                     // [num_heads] or null
+  int64_t num_tokens;
+  int64_t num_seqs;
+  int64_t max_blocks;
+  int64_t num_blocks;
+  int64_t window;  // a query at p sees positions > p - window; INT64_MAX / 2 when there is none
+  int num_heads;
+  int kv_num_heads;
+  int head_size;
+  int block_size;
+  float scale;
+  float softcap;  // 0: off
+};
+
+// The attention of consecutive queries of one sequence over some query heads that share one key/value head.
+struct WorkItem {
+  int32_t sequence;
+  int32_t kv_head;
+  int32_t first_head;   // query head
+  int32_t num_heads;    // query heads, all of the group of kv_head
+  int32_t first_query;  // index among the sequence's new tokens
+  int32_t num_queries;  // num_queries * num_heads <= kMaxRows
+  int64_t cost;         // relative work, for balancing
+};
+
+// One instruction set's kernels. Work items are independent and may run on any thread at the same time.
+struct Kernels {
+  const char* name;
+  // Writes the keys and values of tokens [16 * chunk, 16 * chunk + 16) of one head into the caches.
+  void (*scatter_float)(const AttentionProblem& problem, int64_t chunk, int kv_head);
+  void (*scatter_half)(const AttentionProblem& problem, int64_t chunk, int kv_head);
+  // Computes the output rows of a work item, reading keys and values from the caches only.
+  void (*attend_float)(const AttentionProblem& problem, const WorkItem& item);
+  void (*attend_half)(const AttentionProblem& problem, const WorkItem& item);
+};
+
+}  // namespace fastserve

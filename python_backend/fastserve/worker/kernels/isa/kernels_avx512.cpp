@@ -1,0 +1,24 @@
+// The kernels for x86-64 with AVX-512 F, BW, VL and DQ.
+//
+// Everything but the table has internal linkage, so that no function compiled for this instruction set can be picked by
+// the linker for another, and nothing of the standard library is instantiated here.
+#include "../attention_problem.h"
+#include "kernels.h"
+
+#include <immintrin.h>
+
+namespace fastserve {
+namespace {
+
+// Order matters: each file uses the ones before it.
+#include "vector_avx512.h"
+#include "vector_math.inl"
+#include "micro_kernels.inl"
+#include "scatter.inl"
+#include "attend.inl"
+
+}  // namespace
+
+extern const Kernels kAvx512Kernels = {"avx512", scatter<float>, scatter<uint16_t>, attend<float>, attend<uint16_t>};
+
+}  // namespace fastserve

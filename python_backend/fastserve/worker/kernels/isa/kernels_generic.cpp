@@ -1,0 +1,27 @@
+// The kernels for any processor.
+//
+// Everything but the table has internal linkage, so that no function compiled for this instruction set can be picked by
+// the linker for another, and nothing of the standard library is instantiated here.
+#include "../attention_problem.h"
+#include "kernels.h"
+
+#include <cstring>
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace fastserve {
+namespace {
+
+// Order matters: each file uses the ones before it.
+#include "vector_generic.h"
+#include "vector_math.inl"
+#include "micro_kernels.inl"
+#include "scatter.inl"
+#include "attend.inl"
+
+}  // namespace
+
+extern const Kernels kGenericKernels = {"generic", scatter<float>, scatter<uint16_t>, attend<float>, attend<uint16_t>};
+
+}  // namespace fastserve

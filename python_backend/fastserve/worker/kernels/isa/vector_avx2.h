@@ -1,0 +1,36 @@
+// Eight floats in an AVX2 register (with FMA and F16C). Included inside a translation unit's own namespace.
+// Every operation is one correctly rounded IEEE operation on each lane, so results do not depend on grouping.
+
+using Vec = __m256;
+constexpr int kWidth = 8;
+constexpr int kAccumulators = 12;    // of 16 registers
+constexpr int kRowsOfMicroKernel = 6;
+
+static inline Vec zero() { return _mm256_setzero_ps(); }
+static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
+static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+static inline Vec load(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+static inline void store(uint16_t* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+static inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+static inline Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+static inline Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+static inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // b where either is NaN
+static inline Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+// a < b ? x : y; y where a or b is NaN
+static inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+// lane i: first <= i < last ? x : fill
+static inline Vec keep_lanes(Vec x, int first, int last, Vec fill) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane);
+  const __m256i inside = _mm256_andnot_si256(below, _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane));
+  return _mm256_blendv_ps(fill, x, _mm256_castsi256_ps(inside));
+}
+// x holds 1.5 * 2^23 + n: gives 2^n. The shift leaves only n's low bits, which become the exponent.
+static inline Vec power_of_two(Vec x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(127)), 23));
+}

@@ -1,0 +1,42 @@
+// Sixteen floats in an AVX-512 register. Included inside a translation unit's own namespace.
+// Every operation is one correctly rounded IEEE operation on each lane, so results do not depend on grouping.
+
+using Vec = __m512;
+constexpr int kWidth = 16;
+constexpr int kAccumulators = 24;    // of 32 registers
+constexpr int kRowsOfMicroKernel = 6;
+
+static inline Vec zero() { return _mm512_setzero_ps(); }
+static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
+static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline Vec widen(__m256i x) { return _mm512_cvtph_ps(x); }
+static inline Vec load(const uint16_t* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+static inline Vec load_first_half(const float* p) { return _mm512_maskz_loadu_ps(0x00ff, p); }
+static inline Vec load_first_half(const uint16_t* p) { return widen(_mm256_maskz_loadu_epi16(0x00ff, p)); }
+static inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+static inline void store_first_half(float* p, Vec x) { _mm512_mask_storeu_ps(p, 0x00ff, x); }
+static inline __m256i narrow(Vec x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline void store(uint16_t* p, Vec x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x)); }
+static inline void store_first_half(uint16_t* p, Vec x) { _mm256_mask_storeu_epi16(p, 0x00ff, narrow(x)); }
+static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+static inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+static inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+static inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+static inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+static inline Vec absolute(Vec x) { return _mm512_abs_ps(x); }
+// a < b ? x : y; y where a or b is NaN
+static inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+// lane i: first <= i < last ? x : fill
+static inline Vec keep_lanes(Vec x, int first, int last, Vec fill) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 kept = static_cast<__mmask16>(_mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first)) &
+                                                _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(last)));
+  return _mm512_mask_blend_ps(kept, fill, x);
+}
+// x holds 1.5 * 2^23 + n: gives 2^n. The shift leaves only n's low bits, which become the exponent.
+static inline Vec power_of_two(Vec x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(127)), 23));
+}

@@ -1,0 +1,28 @@
+// The exported functions of libfastserve_ops.so.
+#include "isa/kernels.h"
+#include "ort_call.h"
+#include "paged_attention_op.h"
+
+#define FASTSERVE_EXPORT extern "C" __attribute__((visibility("default")))
+
+// What SessionOptions.register_custom_ops_library calls. The domain lives as long as the process, as sessions may.
+FASTSERVE_EXPORT fastserve::ort::Status* RegisterCustomOps(fastserve::ort::SessionOptions* options,
+                                                           const fastserve::ort::ApiBase* base) {
+  using namespace fastserve;
+  const ort::Api* api = base->GetApi(ort::kApiVersion);
+  if (api == nullptr) {  // older than the table this library knows; version 1 is enough to say so
+    return base->GetApi(1)->CreateStatus(ort::kFail, "fastserve needs ONNX Runtime 1.21 or newer");
+  }
+  return guarded(*api, "fastserve: RegisterCustomOps", [&] {
+    static ort::CustomOpDomain* const domain = [api] {
+      ort::CustomOpDomain* created = nullptr;
+      check(api->CreateCustomOpDomain("fastserve", &created));
+      check(api->CustomOpDomain_Add(created, &paged_attention_op()));
+      return created;
+    }();
+    check(api->AddCustomOpDomain(options, domain));
+  });
+}
+
+// The instruction set kernels created now would use: "avx512", "avx2" or "generic". Static storage.
+FASTSERVE_EXPORT const char* fastserve_isa() { return fastserve::choose_kernels().name; }

@@ -1,0 +1,31 @@
+// Reading and checking the inputs of one PagedAttention call.
+#pragma once
+
+#include <vector>
+
+#include "attention_problem.h"
+#include "ort_abi.h"
+
+namespace fastserve {
+
+// The attributes of a PagedAttention node, checked when the kernel is created.
+struct PagedAttentionAttributes {
+  int num_heads;
+  int kv_num_heads;
+  float scale;              // 0: 1 / sqrt(head_size)
+  float softcap;            // 0: off
+  int64_t local_window_size;  // -1: off
+};
+
+struct PagedAttentionCall {
+  AttentionProblem problem;
+  bool half_cache;             // caches hold IEEE half, else float
+  std::vector<int32_t> slots;  // backs problem.slots when slot_mapping is absent
+};
+
+// Fills everything but problem.output. Throws InvalidInput naming the input and what is allowed. After it returns, every
+// block a query can see and every slot written lie inside the caches: the kernels need no checks of their own.
+void read_inputs(const ort::Api& api, const ort::KernelContext* context, const PagedAttentionAttributes& attributes,
+                 PagedAttentionCall& call);
+
+}  // namespace fastserve

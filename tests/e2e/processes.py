@@ -1,0 +1,39 @@
+"""Looking at a server from outside: its processes, their memory, its shared memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from fastserve.tools.launcher import TritonLauncher
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def server_processes(server: TritonLauncher) -> list[psutil.Process]:
+    """tritonserver and every stub."""
+    parent = psutil.Process(server.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def stub_process(server: TritonLauncher, model: str) -> psutil.Process:
+    """The stub that runs ``model``."""
+    found = [process for process in server_processes(server) if _is_stub_of(process, model)]
+    assert len(found) == 1, f"{len(found)} stubs of {model}"
+    return found[0]
+
+
+def _is_stub_of(process: psutil.Process, model: str) -> bool:
+    """The name of a stub's model instance is among its arguments."""
+    command = process.cmdline()
+    return bool(command) and "triton_python_backend_stub" in command[0] and f"{model}_0_0" in command
+
+
+def resident_bytes(process: psutil.Process) -> int:
+    return int(process.memory_info().rss)
+
+
+def shared_memory_bytes() -> int:
+    """Bytes that files in /dev/shm really take."""
+    return sum(file.stat().st_blocks * 512 for file in SHARED_MEMORY.iterdir() if file.is_file())
