@@ -1,0 +1,77 @@
+"""Checks on the finished ONNX graph: the right attention nodes, and nothing else that mixes tokens.
+
+In a packed batch every token row belongs to some sequence, and only attention knows to which. Any other operation that
+looks along the token axis (a running sum, a reduction, a shift, a score matrix) would leak between requests.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fastserve.errors import UnsupportedModel
+from fastserve.export.attention import DOMAIN, OPERATOR
+
+TOKENS = "num_tokens"
+
+_SEQUENTIAL = frozenset(
+    {"Conv", "ConvTranspose", "CumSum", "GRU", "LSTM", "RNN", "Scan", "Loop", "Range", "AveragePool", "MaxPool"}
+)
+"""Operations that walk along an axis, or make positions out of thin air."""
+
+_ALONG_AXIS = frozenset(
+    {"Softmax", "LogSoftmax", "LayerNormalization", "Slice", "Split", "Concat", "Pad", "TopK", "ReverseSequence"}
+)
+"""Operations whose axis must not be the token axis."""
+
+_ROW_PICKERS = frozenset({"Gather", "GatherND", "Shape", "Size"})
+"""Operations that may drop the token axis: the sampled rows, and sizes."""
+
+
+def check_graph(graph: ir.Graph, num_layers: int) -> None:
+    """Raises UnsupportedModel naming the node that breaks the contract."""
+    attention = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
+    if len(attention) != num_layers:
+        raise UnsupportedModel(f"the graph has {len(attention)} {OPERATOR} nodes for {num_layers} attention layers")
+    for value in graph.inputs:
+        if not value.uses():
+            raise UnsupportedModel(f"the graph does not use its input {value.name}; the model computes that by itself")
+    for node in graph:
+        if node.domain == DOMAIN:
+            continue
+        if reason := mixes_tokens(node):
+            raise UnsupportedModel(f"{node.op_type} ({node.outputs[0].name}) {reason}; a request would depend on its neighbours")
+
+
+def mixes_tokens(node: ir.Node) -> str | None:
+    """Why ``node`` looks along the token axis, as far as shapes tell; None if it does not."""
+    if node.op_type in _SEQUENTIAL:
+        return "walks along an axis"
+    for value in node.outputs:
+        if len(_token_axes(value)) > 1:
+            return "relates every token of the batch to every other"
+    carriers = [value for value in node.inputs if value is not None and _token_axes(value)]
+    if not carriers or node.op_type in _ROW_PICKERS:
+        return None
+    if node.op_type in _ALONG_AXIS and any(_works_along_tokens(node, value) for value in carriers):
+        return "works along the token axis"
+    if all(value.shape is not None and not _mentions_tokens(value) for value in node.outputs):
+        return "sums up over the token axis"
+    return None
+
+
+def _token_axes(value: ir.Value) -> list[int]:
+    return [axis for axis, size in enumerate(value.shape or ()) if isinstance(size, ir.SymbolicDim) and size.value == TOKENS]
+
+
+def _mentions_tokens(value: ir.Value) -> bool:
+    return any(isinstance(size, ir.SymbolicDim) and TOKENS in str(size.value) for size in value.shape or ())
+
+
+def _works_along_tokens(node: ir.Node, value: ir.Value) -> bool:
+    """Whether the result's token axis differs from the operand's, or the ``axis`` attribute is the token axis."""
+    assert value.shape is not None
+    if "axis" in node.attributes:
+        axis = node.attributes["axis"].as_int()
+        return axis % len(value.shape) in _token_axes(value)
+    kept = [size for out in node.outputs for size in out.shape or () if isinstance(size, ir.SymbolicDim) and size.value == TOKENS]
+    return not kept

@@ -1,0 +1,107 @@
+"""Refuses models that the packed graph would get silently wrong, by name and before the slow part."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from fastserve.errors import UnsupportedModel
+from fastserve.export.attention import NO_WINDOW, AttentionLayer
+
+OWN_ATTENTION = frozenset(
+    {"bloom", "codegen", "falcon", "gpt_neo", "gpt_neox_japanese", "gptj", "mpt", "openai-gpt", "rwkv", "xglm", "xlnet"}
+)
+"""Families whose modules compute attention themselves instead of asking transformers' attention interface."""
+
+_ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+
+_REFUSED_FEATURES: dict[str, str] = {
+    "alibi": "ALiBi position bias",
+    "use_alibi": "ALiBi position bias",
+    "use_bidirectional_attention": "non-causal attention",
+    "attention_chunk_size": "chunked attention",
+    "num_kv_shared_layers": "key/value sharing between layers",
+    "add_cross_attention": "cross-attention",
+    "relative_attention_num_buckets": "relative position bias",
+}
+"""Config keys that change attention in a way the graph cannot express, when set."""
+
+
+def check_config(config: Any) -> None:
+    """Refuse what is not a causal decoder with ordinary attention. ``config``: a transformers PretrainedConfig."""
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModel(f"{kind}: an encoder-decoder (seq2seq) model; text-generation takes decoder-only models")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise UnsupportedModel(
+            f"{kind}: an encoder-only model, it cannot generate text; text-generation takes decoder-only models"
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModel(f"{kind}: not a causal language model; text-generation takes decoder-only models")
+    if kind in OWN_ATTENTION:
+        raise UnsupportedModel(f"{kind}: this family computes attention in its own modules, which cannot be paged")
+    text = config.get_text_config(decoder=True)
+    for key, feature in _REFUSED_FEATURES.items():
+        if getattr(text, key, None):
+            raise UnsupportedModel(f"{kind}: {feature} ({key}={getattr(text, key)}) cannot be represented")
+    if getattr(text, "position_embedding_type", None) in ("alibi", "relative_key", "relative_key_query"):
+        raise UnsupportedModel(f"{kind}: position_embedding_type={text.position_embedding_type} cannot be represented")
+    for layer_type in getattr(text, "layer_types", None) or ():
+        if layer_type not in _ATTENTION_LAYER_TYPES:
+            raise UnsupportedModel(f"{kind}: layers of type {layer_type} (layer_types) cannot be represented")
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model class that never asks the attention interface (it would only log a warning), or that cannot be told
+    which positions its tokens have or which rows are wanted."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModel(f"{model.config.model_type}: {type(model).__name__} computes attention in its own modules")
+    parameters = inspect.signature(model.forward).parameters
+    for name in ("position_ids", "logits_to_keep"):
+        if name not in parameters:
+            raise UnsupportedModel(f"{model.config.model_type}: {type(model).__name__}.forward takes no {name}")
+
+
+def check_layers(config: Any, layers: list[AttentionLayer]) -> None:
+    """Every attention layer must have reached the op, and every feature the config sets must have arrived with it."""
+    text = config.get_text_config(decoder=True)
+    if sorted(layer.index for layer in layers) != list(range(text.num_hidden_layers)):
+        raise UnsupportedModel(
+            f"{config.model_type}: {len(layers)} attention layers reached the attention interface, the model has "
+            f"{text.num_hidden_layers}; the others compute something the graph cannot represent"
+        )
+    for layer in layers:
+        for key, wanted, got in _expectations(text, layer):
+            if not math.isclose(wanted, got, rel_tol=1e-6):
+                raise UnsupportedModel(
+                    f"{config.model_type}: {key} asks for {wanted:g} in attention layer {layer.index}, "
+                    f"but {got:g} reached the attention interface"
+                )
+
+
+def _expectations(config: Any, layer: AttentionLayer) -> list[tuple[str, float, float]]:
+    """(config key, value it asks for in this layer, value that arrived)."""
+    expectations = [
+        ("sliding_window", float(_window(config, layer.index)), float(layer.window)),
+        ("attn_logit_softcapping", float(getattr(config, "attn_logit_softcapping", None) or 0.0), layer.softcap),
+    ]
+    if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:
+        expectations.append(("query_pre_attn_scalar", scalar**-0.5, layer.scale))
+    if (multiplier := getattr(config, "attention_multiplier", None)) is not None:
+        expectations.append(("attention_multiplier", multiplier, layer.scale))
+    if getattr(config, "scale_attn_weights", True) is False or getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        scale = layer.head_size**-0.5 if config.scale_attn_weights else 1.0
+        scale /= layer.index + 1 if config.scale_attn_by_inverse_layer_idx else 1
+        expectations.append(("scale_attn_weights / scale_attn_by_inverse_layer_idx", scale, layer.scale))
+    return expectations
+
+
+def _window(config: Any, index: int) -> int:
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return NO_WINDOW
+    return NO_WINDOW if layer_types and layer_types[index] != "sliding_attention" else int(window)

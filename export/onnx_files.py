@@ -1,0 +1,24 @@
+"""Writes the two graphs of a decoder, which differ only in the element type of their caches, over one weight file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import DeduplicateInitializersPass
+
+GRAPH_FILES = {"fp32": "model.onnx", "fp16": "model.kv_fp16.onnx"}
+"""KV element type -> file name."""
+WEIGHTS_FILE = "model.onnx.data"
+
+
+def write_graphs(model: ir.Model, directory: Path) -> None:
+    """Write :data:`GRAPH_FILES` and :data:`WEIGHTS_FILE`. Equal weights are stored once."""
+    DeduplicateInitializersPass()(model)
+    ir.save(model, directory / GRAPH_FILES["fp32"], external_data=WEIGHTS_FILE)
+    proto = onnx.load(str(directory / GRAPH_FILES["fp32"]), load_external_data=False)
+    for value in proto.graph.input:
+        if value.name.startswith(("key_cache.", "value_cache.")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    (directory / GRAPH_FILES["fp16"]).write_bytes(proto.SerializeToString())

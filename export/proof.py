@@ -1,0 +1,186 @@
+"""The closing proof: the exported graph, run by the runtime's own classes, against the source model.
+
+Every logit row of every test sequence is compared, in four ways of running the graph that a server mixes freely: all prompts
+packed in one run and then decoded together, prompts cut into chunks of different sizes beside decodes, each sequence alone,
+and with an fp16 cache (reported, not judged).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastserve.errors import FastServeError, ProofFailed
+from fastserve.manifest import ModelManifest
+from fastserve.worker.batch import SequenceInput, pack
+from fastserve.worker.kv_cache import KVCache
+from fastserve.worker.model_runner import ModelRunner
+
+FloatArray = npt.NDArray[np.float32]
+Schedule = list[list[tuple[int, int, int]]]
+"""Runs; each a list of (sequence, first token, number of tokens)."""
+
+LOGIT_TOLERANCE = 1e-3
+"""Largest difference from the source, as a share of the logits' standard deviation (at least 1)."""
+NEIGHBOUR_TOLERANCE = 1e-5
+"""Largest difference between a sequence alone and in a batch, on the same scale."""
+TIE = 1e-4
+"""Two best logits closer than this, on the same scale, may swap."""
+
+_BLOCK_SIZE = 16
+_PROMPT_LENGTHS = (1, 5, 33, 70)  # below, within and beyond one block; two and four blocks and a bit
+_CHUNKS = (1, 3, 16, 23)
+_DECODES = 4
+_LONGEST_WINDOW = 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """What the source model says. ``logits[i]``: [len(sequences[i]), vocab_size]."""
+
+    sequences: list[list[int]]
+    logits: list[FloatArray]
+
+    @property
+    def scale(self) -> float:
+        return max(1.0, float(np.mean([rows.std() for rows in self.logits])))
+
+
+def reference_run(model: Any, max_model_len: int, windows: set[int]) -> Reference:
+    """Run the source model on random sequences, one at a time and without padding. One sequence is longer than each
+    sliding window of up to 1024 tokens (an ignored window shows only beyond it)."""
+    lengths = [*_PROMPT_LENGTHS, *(window + 20 for window in sorted(windows) if 0 < window <= _LONGEST_WINDOW)]
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(0, vocab_size, min(n + _DECODES, max_model_len)).tolist() for n in lengths]
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().numpy() for tokens in sequences]
+    return Reference(sequences, logits)
+
+
+def prove(directory: Path, manifest: ModelManifest, reference: Reference) -> dict[str, float]:
+    """Run the files in ``directory`` every way and compare. Returns the measures for the manifest; raises ProofFailed."""
+    bench = _Bench(directory, manifest, reference.sequences)
+    lengths = [len(tokens) for tokens in reference.sequences]
+    together = bench.run(packed_schedule(lengths))
+    chunked = bench.run(chunked_schedule(lengths))
+    alone = [bench.run(solo_schedule(i, length))[i] for i, length in enumerate(lengths)]
+    del bench
+    half = _Bench(directory, manifest, reference.sequences, "fp16").run(packed_schedule(lengths))
+    measures = {
+        "logit_scale": reference.scale,
+        "max_abs_logit_difference": largest_difference(together, reference.logits),
+        "max_abs_logit_difference_chunked": largest_difference(chunked, reference.logits),
+        "max_abs_difference_alone_batched": largest_difference(alone, together),
+        "max_abs_logit_difference_kv_fp16": largest_difference(half, reference.logits),
+        "rows_compared": float(sum(lengths)),
+        "longest_sequence": float(max(lengths)),
+    }
+    measures |= greedy_agreement(together, reference)
+    judge(measures)
+    return measures
+
+
+def judge(measures: dict[str, float]) -> None:
+    """Raises ProofFailed when a measure is out of tolerance (also NaN)."""
+    scale = measures["logit_scale"]
+    limits: dict[str, float] = {
+        "max_abs_logit_difference": LOGIT_TOLERANCE * scale,
+        "max_abs_logit_difference_chunked": LOGIT_TOLERANCE * scale,
+        "max_abs_difference_alone_batched": NEIGHBOUR_TOLERANCE * scale,
+        "max_abs_logit_difference_kv_fp16": float(np.finfo(np.float32).max),
+        "greedy_disagreements": 0.0,
+    }
+    for name, limit in limits.items():
+        if not measures[name] <= limit:
+            raise ProofFailed(
+                f"the exported graph does not reproduce its source: {name} is {measures[name]:.3g}, allowed {limit:.3g}"
+            )
+
+
+def greedy_agreement(rows: list[FloatArray], reference: Reference) -> dict[str, float]:
+    """How often the best token differs, near-ties counted apart."""
+    ties = disagreements = 0
+    for got, wanted in zip(rows, reference.logits, strict=True):
+        index = np.arange(len(wanted))
+        chosen, best = got.argmax(axis=1), wanted.argmax(axis=1)
+        lost = wanted[index, best] - wanted[index, chosen]  # by the source's own measure
+        ties += int(((chosen != best) & (lost <= TIE * reference.scale)).sum())
+        disagreements += int((lost > TIE * reference.scale).sum())
+    return {"greedy_disagreements": float(disagreements), "greedy_ties": float(ties)}
+
+
+def largest_difference(left: list[FloatArray], right: list[FloatArray]) -> float:
+    """Largest absolute difference over all rows; NaN if there is any."""
+    return float(np.max([np.abs(a - b).max() for a, b in zip(left, right, strict=True)]))
+
+
+def packed_schedule(lengths: list[int]) -> Schedule:
+    """All prompts in one run, then every sequence decodes one token in each run."""
+    prompts = [max(1, length - _DECODES) for length in lengths]
+    runs: Schedule = [[(i, 0, prompt) for i, prompt in enumerate(prompts)]]
+    for step in range(_DECODES):
+        runs.append([(i, prompt + step, 1) for i, prompt in enumerate(prompts) if prompt + step < lengths[i]])
+    return [run for run in runs if run]
+
+
+def chunked_schedule(lengths: list[int]) -> Schedule:
+    """Each sequence advances by its own chunk size, so runs mix chunks of prompts with decodes."""
+    runs: Schedule = []
+    done = [0] * len(lengths)
+    while any(at < length for at, length in zip(done, lengths, strict=True)):
+        run = []
+        for i, length in enumerate(lengths):
+            if (count := min(_CHUNKS[i % len(_CHUNKS)], length - done[i])) > 0:
+                run.append((i, done[i], count))
+                done[i] += count
+        runs.append(run)
+    return runs
+
+
+def solo_schedule(sequence: int, length: int) -> Schedule:
+    """One sequence by itself: its prompt, then one token in each run."""
+    prompt = max(1, length - _DECODES)
+    return [[(sequence, 0, prompt)], *([(sequence, at, 1)] for at in range(prompt, length))]
+
+
+class _Bench:
+    """A session, and scattered block tables for the test sequences."""
+
+    def __init__(
+        self, directory: Path, manifest: ModelManifest, sequences: list[list[int]], kv_cache_dtype: str = "fp32"
+    ) -> None:
+        assert manifest.cache is not None
+        try:
+            self._runner = ModelRunner(directory, manifest, kv_cache_dtype=kv_cache_dtype)
+        except FastServeError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
+            raise ProofFailed(f"ONNX Runtime cannot load the exported graph: {error}") from error
+        self._sequences = sequences
+        self._vocab_size = manifest.model.vocab_size
+        counts = [-(-len(tokens) // _BLOCK_SIZE) for tokens in sequences]
+        ids = (np.random.default_rng(1).permutation(sum(counts)) + 1).tolist()  # block 0 stays empty
+        self._tables = [[ids.pop() for _ in range(count)] for count in counts]
+        self._cache_shape = (manifest.cache, sum(counts) + 1, _BLOCK_SIZE, kv_cache_dtype)
+
+    def run(self, schedule: Schedule) -> list[FloatArray]:
+        """Logits of every token of every sequence; rows the schedule does not reach are NaN."""
+        cache = KVCache(*self._cache_shape)
+        rows = [np.full((len(tokens), self._vocab_size), np.nan, np.float32) for tokens in self._sequences]
+        for run in schedule:
+            inputs = [
+                SequenceInput(self._sequences[i][start : start + count], start, self._tables[i], samples=True)
+                for i, start, count in run
+            ]
+            batch = pack(inputs, _BLOCK_SIZE)
+            logits = self._runner.run(dataclasses.replace(batch, logits_rows=np.arange(batch.num_tokens)), cache)
+            ends = np.cumsum([count for _, _, count in run])
+            for (i, start, count), part in zip(run, np.split(logits, ends[:-1]), strict=True):
+                rows[i][start : start + count] = part
+        return rows

@@ -1,0 +1,121 @@
+"""Export of decoder-only language models: load, guard, trace, convert, write, prove, publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from pathlib import Path
+
+import fastserve
+from fastserve.export.attention import AttentionLayer, probe
+from fastserve.export.description import cache_spec, generation_defaults, graph_spec, write_tokenizer
+from fastserve.export.graph import convert, trace_packed
+from fastserve.export.graph_guards import check_graph
+from fastserve.export.guards import check_config, check_layers, check_model
+from fastserve.export.onnx_files import GRAPH_FILES, write_graphs
+from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
+from fastserve.export.proof import Reference, prove, reference_run
+from fastserve.export.publish import check_target, staged_version
+from fastserve.export.quiet import quiet_libraries
+from fastserve.export.rotary import context_limit, freeze_frequencies
+from fastserve.export.source import LoadedModel, load, load_config, resolve
+from fastserve.manifest import MANIFEST_FILE, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_file
+
+
+def export_model(source: str, options: ExportOptions, progress: Progress = no_progress) -> ExportResult:
+    """Export ``source`` (a folder, a .gguf file or a hub id) into the model repository ``options.output``.
+
+    Nothing appears there unless every guard and the proof pass. Raises ModelNotFound, UnsupportedModel, ProofFailed,
+    InvalidRequest or ToolError.
+    """
+    found = resolve(source)
+    name = options.name or model_name_from(found.label)
+    target = check_target(options, name)
+    clock = _StageClock(progress)
+    with quiet_libraries():
+        clock.begin(Stage.LOAD)
+        config = load_config(found)
+        check_config(config)
+        context_limit(config)  # refuses what it cannot bound before the weights are read
+        loaded = [load(found, config)]
+        with staged_version(options, name) as directory:
+            manifest, reference = _write(loaded, directory, dataclasses.replace(options, name=name), clock)
+            gc.collect()  # the source model is in reference cycles
+            clock.begin(Stage.PROVE)
+            manifest = dataclasses.replace(manifest, proof=prove(directory, manifest, reference))
+            (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return ExportResult(target, manifest, clock.end())
+
+
+def _write(
+    holder: list[LoadedModel], directory: Path, options: ExportOptions, clock: _StageClock
+) -> tuple[ModelManifest, Reference]:
+    """Everything up to the proof. Takes the model out of ``holder``, so that its weights are freed on return."""
+    loaded = holder.pop()
+    model = loaded.model
+    check_model(model)
+    layers = probe(model)
+    check_layers(model.config, layers)
+    reference = reference_run(model, context_limit(model.config), {layer.window for layer in layers})
+    freeze_frequencies(model)  # after the reference run: the proof covers the freezing too
+    clock.begin(Stage.TRACE)
+    program = trace_packed(model, layers)
+    clock.begin(Stage.CONVERT)
+    graph_model = convert(program, len(layers))
+    check_graph(graph_model.graph, len(layers))
+    clock.begin(Stage.WRITE)
+    write_graphs(graph_model, directory)
+    tokenizer = write_tokenizer(loaded.tokenizer, model, directory)
+    graph = graph_spec(graph_model.graph, dict(GRAPH_FILES))
+    return _describe(loaded, options, graph, tokenizer, layers, directory), reference
+
+
+def _describe(
+    loaded: LoadedModel,
+    options: ExportOptions,
+    graph: GraphSpec,
+    tokenizer: TokenizerSpec,
+    layers: list[AttentionLayer],
+    directory: Path,
+) -> ModelManifest:
+    """The manifest of the files in ``directory``, not proven yet."""
+    model = loaded.model
+    vocab_size = graph.outputs[0].shape[1]
+    assert isinstance(vocab_size, int)
+    return ModelManifest(
+        task=options.task,
+        model=ModelSpec(
+            name=options.name or loaded.source.label,
+            source=loaded.source.label,
+            model_type=model.config.model_type,
+            dtype=options.dtype,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            vocab_size=vocab_size,
+            max_model_len=context_limit(model.config),
+        ),
+        graphs={"decoder": graph},
+        tokenizer=tokenizer,
+        cache=cache_spec(layers),
+        position_offset=0,
+        generation=generation_defaults(model.generation_config),
+        files={file.name: hash_file(file) for file in sorted(directory.iterdir())},
+        proof={},
+        fastserve_version=fastserve.__version__,
+    )
+
+
+class _StageClock:
+    """Tells ``progress`` which stage begins and measures how long each takes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._started: list[tuple[Stage, float]] = []
+
+    def begin(self, stage: Stage) -> None:
+        self._progress(stage)
+        self._started.append((stage, time.monotonic()))
+
+    def end(self) -> dict[str, float]:
+        ends = [at for _, at in self._started[1:]] + [time.monotonic()]
+        return {stage.name: end - at for (stage, at), end in zip(self._started, ends, strict=True)}

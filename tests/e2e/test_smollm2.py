@@ -1,0 +1,82 @@
+"""A real language model through a real Triton: fp32 greedy answers equal transformers' ``generate``, token for token."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import transformers
+
+from fastserve.tools.client import GenerateRequest, connect
+from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+from tests.e2e.clients import ask, ask_all
+from tests.e2e.reference import assert_equal_but_for_ties, generate
+from tests.e2e.smollm2 import GGUF_FILE, NAME, PACKAGE, exported_repository
+
+LENGTHS = (5, 6, 8, 11, 15, 16, 17, 24, 32, 33, 48, 64, 90, 127, 180, 256, 300, 420, 560, 700)
+MAX_TOKENS = 24
+CONCURRENCY = 16
+SUBJECTS = ("The river", "An old clock", "My neighbour's cat", "The committee", "A small boat", "The last train", "Her letter")
+VERBS = ("crossed", "remembered", "painted", "ignored", "followed", "repaired", "described")
+OBJECTS = ("the quiet valley", "seven wooden chairs", "a map of the coast", "the winter of 1963", "every second house", "two bridges")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The model in transformers, from the same file that is exported."""
+    return transformers.AutoModelForCausalLM.from_pretrained(PACKAGE, gguf_file=GGUF_FILE).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return transformers.AutoTokenizer.from_pretrained(PACKAGE, gguf_file=GGUF_FILE)
+
+
+@pytest.fixture(scope="module")
+def smollm2_server():
+    with TritonLauncher(exported_repository(), LaunchOptions(ready_timeout_s=180.0)) as launcher:
+        yield launcher
+
+
+def make_text(rng, tokenizer, num_tokens):
+    """English that is exactly ``num_tokens`` tokens long."""
+    text = ""
+    while len(tokenizer(text)["input_ids"]) <= num_tokens + 8:
+        text += f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)}. "
+    text = tokenizer.decode(tokenizer(text)["input_ids"][:num_tokens])
+    assert len(tokenizer(text)["input_ids"]) == num_tokens
+    return text
+
+
+def test_twenty_prompts_of_5_to_700_tokens_in_a_crowd_equal_transformers(smollm2_server, smollm2, tokenizer):
+    rng = random.Random(7)
+    texts = [make_text(rng, tokenizer, length) for length in LENGTHS]
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    order = rng.sample(range(len(texts)), len(texts))
+    parameters = {"temperature": 0, "max_tokens": MAX_TOKENS}
+    requests = [GenerateRequest(NAME, text=texts[index], parameters=parameters) for index in order]
+    answers = dict(zip(order, ask_all(smollm2_server.grpc_url, requests, CONCURRENCY), strict=True))
+    assert [answer.error for answer in answers.values()] == [None] * len(texts)
+    expected = [generate(smollm2, prompt, MAX_TOKENS) for prompt in prompts]
+    actual = [answers[index].output_ids for index in range(len(texts))]
+    assert_equal_but_for_ties(smollm2, prompts, expected, actual)
+
+
+def test_a_chat_is_answered_with_the_models_own_template(smollm2_server, smollm2, tokenizer):
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    with connect(smollm2_server.http_url) as client:
+        answer = ask(client, GenerateRequest(NAME, messages=messages, parameters={"temperature": 0, "max_tokens": 32}))
+    assert answer.output_ids == generate(smollm2, prompt, 32)
+    assert (answer.text, answer.finish_reason) == ("The capital of France is Paris.", "stop")
+
+
+def test_sampled_answers_are_the_same_alone_and_in_a_crowd(smollm2_server, tokenizer):
+    rng = random.Random(11)
+    requests = [
+        GenerateRequest(NAME, text=make_text(rng, tokenizer, length), parameters={"seed": length, "top_p": 0.9, "max_tokens": 12})
+        for length in (5, 9, 20, 41, 77, 150)
+    ]
+    alone = ask_all(smollm2_server.grpc_url, requests, 1)
+    crowd = ask_all(smollm2_server.grpc_url, requests, len(requests))
+    assert [answer.output_ids for answer in alone] == [answer.output_ids for answer in crowd]

@@ -1,0 +1,221 @@
+"""An export that would be wrong, or cannot be made, ends in a readable error and leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.models.llama import modeling_llama
+
+from fastserve.errors import InvalidRequest, ModelNotFound, ProofFailed, UnsupportedModel
+from fastserve.export import attention, command, graph_guards
+from fastserve.export.options import ExportOptions, Stage
+from fastserve.export.text_generation import export_model
+from tests.synthetic.tiny_models import gpt2_config, llama_config, mistral_config, qwen2_config, save_model, tiny_tokenizer
+
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(llama_config(), tmp_path_factory.mktemp("source") / "llama")
+
+
+def shape_of_llama() -> dict[str, Any]:
+    """The sizes and special ids of the tiny Llama, for the configurations of other families."""
+    settings = llama_config().to_dict()
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    return {key: settings[key] for key in (*keys, "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")}
+
+
+def gemma2_config() -> Any:
+    return transformers.Gemma2Config(**shape_of_llama(), head_dim=16, query_pre_attn_scalar=24, attn_logit_softcapping=2.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "lost"),
+    [
+        (mistral_config, {"window": -1}),
+        (gemma2_config, {"softcap": 0.0}),
+        (lambda: gpt2_config(scale_attn_by_inverse_layer_idx=True), {"scale": 0.25}),
+    ],
+    ids=["window", "softcap", "scale"],
+)
+def test_the_proof_fails_when_a_feature_is_lost_on_the_way_to_the_graph(
+    config: Callable[[], Any], lost: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_model(config(), tmp_path / "source")
+    emit = attention._emit
+    monkeypatch.setattr(attention, "_emit", lambda layer, *rest: emit(dataclasses.replace(layer, **lost), *rest))
+    with pytest.raises(ProofFailed, match="max_abs_logit_difference"):
+        export_model(str(source), ExportOptions(tmp_path / "repository"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_fine_tune_for_another_task_is_refused_instead_of_getting_a_random_head(tmp_path: Path) -> None:
+    classifier = transformers.AutoModelForSequenceClassification.from_config(qwen2_config())
+    classifier.save_pretrained(tmp_path / "source")
+    tiny_tokenizer().save_pretrained(tmp_path / "source")
+    with pytest.raises(UnsupportedModel, match=r"lm_head\.weight"):
+        export_model(str(tmp_path / "source"), ExportOptions(tmp_path / "repository"))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_attention_sinks_are_refused_by_name_and_the_registry_is_as_before(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = transformers.GptOssConfig(**shape_of_llama(), head_dim=16, num_local_experts=2, rope_parameters=ROPE)
+        source = save_model(config, tmp_path / "source")
+    with pytest.raises(UnsupportedModel, match="s_aux"):
+        export_model(str(source), ExportOptions(tmp_path / "repository"))
+    assert attention.IMPLEMENTATION not in transformers.AttentionInterface().valid_keys()
+
+
+def test_a_configured_feature_that_the_model_does_not_pass_on_is_refused(tmp_path: Path) -> None:
+    source = save_model(llama_config(sliding_window=8), tmp_path / "source")
+    with pytest.raises(UnsupportedModel, match="sliding_window asks for 8"):
+        export_model(str(source), ExportOptions(tmp_path / "repository"))
+
+
+def test_a_layer_that_does_not_attend_is_refused(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = modeling_llama.LlamaAttention.forward
+
+    def only_in_layer_0(module: Any, hidden_states: torch.Tensor, **rest: Any) -> Any:
+        return (hidden_states, None) if module.layer_idx else attend(module, hidden_states, **rest)
+
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", only_in_layer_0)
+    with pytest.raises(UnsupportedModel, match="1 attention layers reached"):
+        export_model(str(llama), ExportOptions(tmp_path))
+
+
+def test_a_layer_that_mixes_tokens_outside_attention_is_refused(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        modeling_llama.LlamaMLP, "forward", lambda module, x: module.down_proj(module.up_proj(x - x.mean(1, keepdim=True)))
+    )
+    with pytest.raises(UnsupportedModel, match="over the token axis"):
+        export_model(str(llama), ExportOptions(tmp_path))
+
+
+def test_a_family_with_its_own_attention_is_refused_even_when_nobody_listed_it(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 269}
+    source = save_model(transformers.BioGptConfig(**sizes), tmp_path / "source")
+    with pytest.raises(UnsupportedModel, match="BioGptForCausalLM computes attention in its own modules"):
+        export_model(str(source), ExportOptions(tmp_path / "repository"))
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "novel", "auto_map": {"AutoConfig": "novel.NovelConfig"}}')
+    (source / "novel.py").write_text("raise SystemExit")
+    with pytest.raises(UnsupportedModel, match="custom code"):
+        export_model(str(source), ExportOptions(tmp_path / "repository"))
+
+
+def test_a_graph_that_onnx_runtime_cannot_load_fails_the_proof(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "OPERATOR", "UnheardOfAttention")
+    monkeypatch.setattr(graph_guards, "OPERATOR", "UnheardOfAttention")
+    with pytest.raises(ProofFailed, match="UnheardOfAttention"):
+        export_model(str(llama), ExportOptions(tmp_path / "repository"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_decoder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    transformers.T5Config().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="encoder-decoder"):
+        export_model(str(tmp_path), ExportOptions(tmp_path / "repository"))
+
+
+def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+    config = llama_config()
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="quantised"):
+        export_model(str(tmp_path), ExportOptions(tmp_path / "repository"))
+
+
+def test_a_model_type_nobody_knows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "from_the_future"}')
+    with pytest.raises(UnsupportedModel, match="from_the_future"):
+        export_model(str(tmp_path), ExportOptions(tmp_path / "repository"))
+
+
+def test_a_source_that_is_not_there_is_a_readable_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = ExportOptions(tmp_path / "repository")
+    with pytest.raises(ModelNotFound, match="no such file"):
+        export_model(str(tmp_path / "nowhere" / "model"), options)
+    with pytest.raises(ModelNotFound, match="Hugging Face hub"):
+        export_model("nobody/no-such-model", options)
+
+
+def test_a_folder_is_told_what_it_lacks(tmp_path: Path) -> None:
+    options = ExportOptions(tmp_path / "repository")
+    with pytest.raises(ModelNotFound, match=r"neither config\.json nor a \.gguf"):
+        export_model(str(tmp_path), options)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelNotFound, match=r"a\.gguf, b\.gguf"):
+        export_model(str(tmp_path), options)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match="adapter"):
+        export_model(str(tmp_path), options)
+    with pytest.raises(InvalidRequest, match=r"config\.json"):
+        export_model(str(tmp_path / "adapter_config.json"), options)
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(list(words))
+
+
+def test_the_command_exports_and_says_what_came_of_it(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(parse(str(llama), "--output", str(tmp_path), "--name", "tiny")) == 0
+    printed = capsys.readouterr().out
+    assert "parameters" in printed and "bitwise equal" in printed and "fastserve serve" in printed
+    assert (tmp_path / "tiny" / "1" / "manifest.json").is_file()
+    assert command.run(parse(str(llama), "--output", str(tmp_path), "--name", "tiny")) == 1
+    assert "--force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--task", "translation"), ("--dtype", "int3"), ("--version", "0")])
+def test_the_command_answers_a_bad_option_with_one_line(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(parse("anywhere", *words)) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and len(printed.splitlines()) == 1
+
+
+def test_ctrl_c_ends_the_command_cleanly(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(display: object, stage: Stage) -> None:
+        if stage is Stage.TRACE:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.StageDisplay, "show", interrupt)
+    assert command.run(parse(str(llama), "--output", str(tmp_path / "repository"))) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_keeps_its_grad_mode(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        export_model(str(llama), ExportOptions(tmp_path), stop_at_convert)
+    assert torch.is_grad_enabled()
+
+
+def stop_at_convert(stage: Stage) -> None:
+    if stage is Stage.CONVERT:
+        raise RuntimeError("stop")

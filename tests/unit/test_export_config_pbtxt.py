@@ -1,0 +1,42 @@
+"""The config.pbtxt an export writes is one Triton can read, and its comments are settings the engine knows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from fastserve.config import EngineConfig
+from fastserve.export.config_pbtxt import render_config_pbtxt
+from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
+
+
+def parse(text: str) -> Any:
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_triton_reads_a_decoupled_cpu_model_of_our_backend() -> None:
+    config = parse(render_config_pbtxt())
+    assert config.backend == "fastserve"
+    assert config.max_batch_size == 0
+    assert config.model_transaction_policy.decoupled
+    assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)]
+
+
+def test_inputs_and_outputs_are_the_contracts_table() -> None:
+    config = parse(render_config_pbtxt())
+    for written, table in ((config.input, TEXT_GENERATION_INPUTS), (config.output, TEXT_GENERATION_OUTPUTS)):
+        got = [(tensor.name, model_config_pb2.DataType.Name(tensor.data_type), tuple(tensor.dims)) for tensor in written]
+        assert got == [(tensor.name, tensor.data_type, tensor.dims) for tensor in table]
+    assert [tensor.name for tensor in config.input if not tensor.optional] == []
+
+
+def test_every_engine_setting_is_there_as_a_comment_with_its_default() -> None:
+    text = render_config_pbtxt()
+    assert not parse(text).parameters
+    uncommented = parse(re.sub(r"^# (parameters )", r"\1", text, flags=re.MULTILINE))
+    parameters = {key: value.string_value for key, value in uncommented.parameters.items()}
+    assert EngineConfig.from_parameters(parameters) == EngineConfig()
+    assert len(parameters) == len(EngineConfig.__slots__)

@@ -1,0 +1,62 @@
+"""What can be asked of an export, and what asking for it must not cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastserve
+from fastserve.errors import InvalidRequest
+from fastserve.export.options import ExportOptions, model_name_from
+
+PACKAGE = Path(fastserve.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("task", "text-to-speech", "text-generation"),
+        ("dtype", "fp8", "fp32"),
+        ("version", 0, "at least 1"),
+        ("name", "../escape", "letters"),
+        ("name", ".hidden", "letters"),
+    ],
+)
+def test_a_bad_option_is_refused_with_its_name_its_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:
+    with pytest.raises(InvalidRequest, match=allowed) as caught:
+        ExportOptions(**{"output": Path("repository"), field: value})  # type: ignore[arg-type]
+    assert field in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("org/Some-Model", "Some-Model"),
+        ("my model (v2)", "my_model_v2_"),
+        (".weird", "weird"),
+        ("Model.Q4_1", "Model.Q4_1"),
+        ("?", "model"),
+    ],
+)
+def test_a_model_name_is_taken_from_the_last_part_of_the_source(label: str, name: str) -> None:
+    assert model_name_from(label) == name
+    assert ExportOptions(Path("repository"), name=name).name == name
+
+
+def test_asking_for_help_does_not_import_torch() -> None:
+    code = "import sys, fastserve.export.command; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent)})
+
+
+def test_nothing_on_the_serving_side_imports_export() -> None:
+    for folder in ("core", "worker", "text", "tasks", "engine", "triton"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not any(name.startswith("fastserve.export") for name in names), path
