@@ -34,6 +34,7 @@ SERVED: dict[str, ServedModel] = {
     "llama-small-pool": ServedModel("llama", CHUNKED | {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
     "llama-long": ServedModel("llama-long", {"kv_cache_bytes": str(2048 * TINY_BLOCK_BYTES)}),
     "llama-small-queue": ServedModel("llama-long", {"max_queue_size": "3", "max_num_seqs": "1"}),
+    "llama-tiny-pool": ServedModel("llama-long", {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
 }
 
 

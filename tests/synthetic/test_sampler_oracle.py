@@ -142,7 +142,8 @@ def test_presence_and_frequency_penalties_follow_the_openai_formula(seed):
     presence, frequency = rng.uniform(-2, 2, 2).tolist()
     ours = process_logits(row, sequence(prompt, outputs, presence_penalty=presence, frequency_penalty=frequency))
     expected = [
-        value - outputs.count(token) * frequency - (presence if token in outputs else 0.0) for token, value in enumerate(row.tolist())
+        value - outputs.count(token) * frequency - (presence if token in outputs else 0.0)
+        for token, value in enumerate(row.tolist())
     ]
     assert ours == pytest.approx(np.array(expected), abs=1e-5)
 

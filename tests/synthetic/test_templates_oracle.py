@@ -47,7 +47,8 @@ LLAMA3 = """{{- bos_token }}
 {%- if tools is not none %}{{- 'TOOLS' }}{%- endif %}
 {%- if documents is none %}{{- '<|no_documents|>' }}{%- endif %}
 {%- for message in messages %}
-    {%- set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}
+    {%- set header = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}
+    {%- set content = header + message['content'] | trim + '<|eot_id|>' %}
     {{- content }}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -71,7 +72,8 @@ NAMESPACE = """{%- set ns = namespace(users=0, last='') -%}
   {%- if m['role'] == 'user' -%}{%- set ns.users = ns.users + 1 -%}{%- endif -%}
   {%- set ns.last = m['content'].split('</think>')[-1].lstrip('\n') -%}
 {%- endfor -%}
-{{ ns.users }}|{{ ns.last }}|{{ messages | length }}|{{ messages[-1].role }}|{{ (messages | selectattr('role', 'equalto', 'user') | list)[0].content }}"""
+{{ ns.users }}|{{ ns.last }}|{{ messages | length }}|{{ messages[-1].role }}|
+{{- (messages | selectattr('role', 'equalto', 'user') | list)[0].content }}"""
 
 PREPENDED = """{%- set messages = [{'role': 'system', 'content': 'be kind'}] + messages -%}
 {%- for message in messages %}{{ message.role }}={{ message.get('content', '') }}{{ '\n' if not loop.last }}{% endfor -%}"""
@@ -135,9 +137,9 @@ def test_the_messages_may_be_a_tuple(name):
 
 
 def test_what_the_template_of_transformers_refuses_is_refused_naming_the_messages():
-    with pytest.raises(TemplateError, match="must alternate"):
+    with pytest.raises(TemplateError, match=r"must alternate"):
         transformers_render(LLAMA2, OUT_OF_TURN)
-    with pytest.raises(InvalidRequest, match="^messages: got .*must alternate") as caught:
+    with pytest.raises(InvalidRequest, match=r"^messages: got .*must alternate") as caught:
         ChatTemplate(LLAMA2, SPECIAL).render(OUT_OF_TURN)
     assert caught.value.field == "messages"
 

@@ -44,7 +44,15 @@ def test_tokens_do_not_depend_on_the_schedule_and_every_request_ends_once(seed):
 
 def test_the_random_schedules_see_every_kind_of_event():
     seen = sum((run_schedule(seed) for seed in SEEDS), Counter())
-    for kind in ("preemptions", "FinishReason.STOP", "FinishReason.LENGTH", "aborted", "DeadlineExceeded", "QueueFull", "StepFailed"):
+    for kind in (
+        "preemptions",
+        "FinishReason.STOP",
+        "FinishReason.LENGTH",
+        "aborted",
+        "DeadlineExceeded",
+        "QueueFull",
+        "StepFailed",
+    ):
         assert seen[kind] > 0, f"no {kind} in {dict(seen)}"
 
 

@@ -7,7 +7,8 @@ from typing import Protocol
 
 REPLACEMENT = "\ufffd"
 LONGEST_WAIT = 8
-"""Tokens that may give no text before they are taken as they are: a UTF-8 character has at most 4 bytes, so at most 4 tokens."""
+"""Bytes that may stay undecodable, and tokens that may give no text at all, before they are taken as they are: a UTF-8
+character has at most 4 bytes."""
 
 
 class Decoder(Protocol):
@@ -32,8 +33,9 @@ class IncrementalDetokenizer:
         """Add one token; returns the characters that are certain now."""
         self._token_ids.append(token_id)
         fresh = self._fresh_text()
-        unfinished = not fresh or fresh.endswith(REPLACEMENT)
-        if unfinished and len(self._token_ids) - self._read < LONGEST_WAIT:
+        if not fresh and len(self._token_ids) - self._read >= LONGEST_WAIT:
+            self._token_ids.pop()  # a skipped special token: too many of them would push the context out of the window
+        if not fresh or 0 < len(fresh) - len(fresh.rstrip(REPLACEMENT)) < LONGEST_WAIT:
             return ""
         self._window, self._read = self._read, len(self._token_ids)
         return fresh

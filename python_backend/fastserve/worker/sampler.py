@@ -72,7 +72,7 @@ def process_logits(row: Logits, sequence: Sequence) -> Logits:
         _penalise(row, sequence)
     if len(sequence.output_token_ids) + 1 < params.min_tokens:
         row[list(params.stop_token_ids)] = -np.inf
-    if params.greedy:
+    if params.greedy or not np.isfinite(row.max()):
         return row
     row /= np.float32(params.temperature)
     if 0 < params.top_k < len(row):

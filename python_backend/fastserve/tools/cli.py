@@ -1,0 +1,102 @@
+"""``fastserve``: the root command. A subcommand's module is imported only when it is the one that was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import fastserve
+from fastserve.errors import FastServeError, ToolError
+from fastserve.tools.console import complain
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2
+
+_EPILOG = """examples:
+  fastserve doctor                                     is everything here that serving needs?
+  fastserve export ./my-finetune                       write model_repository/my-finetune
+  fastserve serve                                      serve model_repository until Ctrl-C
+  fastserve infer my-finetune "Once upon a time"       one prompt, streamed
+  fastserve chat my-finetune                           talk to it
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subcommand:
+    """``module`` offers ``add_arguments(parser)`` and ``run(arguments) -> exit code``; ``extra`` is what it needs installed."""
+
+    module: str
+    help: str
+    extra: str
+
+
+SUBCOMMANDS = {
+    "export": Subcommand("fastserve.export.command", "turn a Hugging Face model into a model Triton can serve", "cpu,export"),
+    "serve": Subcommand("fastserve.tools.serve", "run Triton on this machine, without Docker", "cpu,serve"),
+    "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client"),
+    "chat": Subcommand("fastserve.tools.chat", "talk to a model of a running server", "client"),
+    "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, and say how to mend it", "cpu"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the process's exit code: 0, 1 (failed, said why), 2 (bad usage) or 130 (Ctrl-C)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = _parser(_asked_for(given)).parse_args(given)
+        if parsed.command is None:
+            _parser(None).print_help()
+            return 0
+        return int(parsed.run(parsed))
+    except FastServeError as error:
+        complain(str(error))
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _asked_for(arguments: Sequence[str]) -> str | None:
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return name if name in SUBCOMMANDS else None
+
+
+def _parser(complete: str | None) -> argparse.ArgumentParser:
+    """The parser of everything; only the subcommand ``complete`` knows its own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="fastserve",
+        description="Serve fine-tuned Hugging Face models from Triton: export, serve, ask.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastserve {fastserve.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
+    for name, subcommand in SUBCOMMANDS.items():
+        child = commands.add_parser(
+            name, help=subcommand.help, description=subcommand.help, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == complete:
+            module = _load(subcommand)
+            module.add_arguments(child)
+            child.set_defaults(run=module.run)
+    return parser
+
+
+def _load(subcommand: Subcommand) -> ModuleType:
+    try:
+        return importlib.import_module(subcommand.module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("fastserve"):
+            raise
+        raise ToolError(f"{error.name} is not installed: pip install 'triton-fastserve[{subcommand.extra}]'") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

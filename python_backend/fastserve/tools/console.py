@@ -1,0 +1,29 @@
+"""What the tools say to people. rich is imported when something is said, so that starting a tool stays fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def stdout() -> Console:
+    """A console for results; markup in model output or paths is never interpreted."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, soft_wrap=True)
+
+
+def stderr() -> Console:
+    """A console for everything that is not the result."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """One error, for a person."""
+    console = stderr()
+    console.print("fastserve: ", style="bold red", end="")
+    console.print(message)

@@ -1,0 +1,122 @@
+"""``fastserve infer``: prompts in, answers out; several prompts run at the same time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastserve.errors import FastServeError, ToolError
+from fastserve.tools import console
+from fastserve.tools.answer import Answer, generate
+from fastserve.tools.client import GenerateClient, GenerateRequest, connect
+from fastserve.tools.request_arguments import add_sampling_arguments, add_server_arguments, sampling_parameters, server_url
+
+_EPILOG = """examples:
+  fastserve infer my-model "Once upon a time" --max-tokens 64
+  fastserve infer my-model "one" "two" "three" --temperature 0 --json
+  fastserve infer my-model --file prompts.txt --protocol http       one prompt a line; - is stdin
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("model", help="name of the model on the server")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="prompts, each its own request")
+    parser.add_argument("--file", metavar="FILE", help="more prompts, one a line; - is stdin")
+    add_server_arguments(parser)
+    add_sampling_arguments(parser, max_tokens=128)
+    parser.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction, default=True, help="show a single answer as it is made"
+    )
+    parser.add_argument("--concurrency", type=int, default=32, metavar="N", help="requests at the same time (default: 32)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a prompt, in the prompts' order")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 when every prompt was answered; 1 when some failed, each with its own line."""
+    prompts = _prompts(arguments)
+    requests = [_request(arguments, prompt) for prompt in prompts]
+    failed = False
+    with connect(server_url(arguments)) as client:
+        if len(requests) == 1 and not arguments.json:
+            answer = generate(client, requests[0], _show)
+            print()
+            console.stderr().print(answer.speed(), style="dim")
+            return 0
+        for prompt, outcome in zip(prompts, _in_order(client, requests, max(1, arguments.concurrency)), strict=True):
+            failed |= isinstance(outcome, FastServeError)
+            _report(prompt, outcome, as_json=arguments.json)
+    return 1 if failed else 0
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    prompts = list(arguments.prompts)
+    if arguments.file is not None:
+        try:
+            text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ToolError(f"{arguments.file}: cannot be read as UTF-8 text ({error})") from None
+        prompts += [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ToolError("no prompt given: put it behind the model's name, or name a --file")
+    return prompts
+
+
+def _request(arguments: argparse.Namespace, prompt: str) -> GenerateRequest:
+    return GenerateRequest(
+        arguments.model,
+        text=prompt,
+        parameters=sampling_parameters(arguments),
+        stream=arguments.stream,
+        exclude_input_in_output=None if arguments.stream else True,
+    )
+
+
+def _in_order(client: GenerateClient, requests: Sequence[GenerateRequest], concurrency: int) -> Iterator[Answer | FastServeError]:
+    """Each request's outcome, in order. The threads are daemons: Ctrl-C need not wait for answers."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    outcomes: list[queue.SimpleQueue[Answer | FastServeError]] = [queue.SimpleQueue() for _ in requests]
+    for index in range(len(requests)):
+        waiting.put(index)
+
+    def work() -> None:
+        while True:
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                outcomes[index].put(generate(client, requests[index]))
+            except FastServeError as error:
+                outcomes[index].put(error)
+            except BaseException as error:
+                outcomes[index].put(ToolError(f"unexpected {type(error).__name__}: {error}"))
+                raise
+
+    for _ in range(min(concurrency, len(requests))):
+        threading.Thread(target=work, daemon=True).start()
+    for outcome in outcomes:
+        yield outcome.get()
+
+
+def _report(prompt: str, outcome: Answer | FastServeError, *, as_json: bool) -> None:
+    if as_json:
+        result = {"error": str(outcome)} if isinstance(outcome, FastServeError) else outcome.as_json()
+        print(json.dumps({"prompt": prompt, **result}, ensure_ascii=False), flush=True)
+    elif isinstance(outcome, FastServeError):
+        console.complain(f"{prompt!r}: {outcome}")
+    else:
+        out = console.stdout()
+        out.print(f"> {prompt}", style="bold")
+        out.print(outcome.text)
+        out.print(outcome.speed() + "\n", style="dim")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,279 @@
+"""Runs a real Triton on this machine, without Docker, with our backend in it; owns it from start to clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import fastserve
+from fastserve.errors import ModelNotFound, ToolError
+from fastserve.tools import bounded_log, ports, server_status, supervisor
+from fastserve.tools.backend_directory import build_backend_directory
+from fastserve.tools.triton_install import TritonInstall, find_triton, server_environment
+
+ModelControlMode = Literal["none", "poll", "explicit"]
+
+_START_ATTEMPTS = 3
+_POLL_S = 0.05
+_SUPERVISOR_GRACE_S = 10.0
+"""What the supervisor may need, after the server's own limit, to kill and clean up."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """How Triton is started. Ports: 0 picks a free one. Times are in seconds."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    model_control_mode: ModelControlMode = "none"
+    load_models: tuple[str, ...] = ()
+    """Models to load at the start in the mode "explicit"."""
+    extra_args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Added to this process's environment."""
+    ready_timeout_s: float = 600.0
+    stop_timeout_s: float = 20.0
+    """After SIGTERM; then the server is killed. Requests in flight get a quarter of it to finish."""
+    log_file: Path | None = None
+    """None: in the temporary work directory, gone after :meth:`TritonLauncher.stop`."""
+    log_bytes: int = 16 << 20
+    echo_log: bool = False
+    """Copy Triton's log to stderr as it is written."""
+
+
+class PortInUse(ToolError):
+    """Somebody else listens on a port Triton was to use."""
+
+
+class TritonLauncher:
+    """One ``tritonserver`` and everything that belongs to it: processes, shared memory, work directory, log.
+
+    Use as a context manager, or :meth:`start` and :meth:`stop`. The server ends when this process does, however it ends.
+    Not thread-safe, except that :meth:`stop` may be called from any one thread.
+    """
+
+    def __init__(
+        self, model_repository: Path, options: LaunchOptions | None = None, install: TritonInstall | None = None
+    ) -> None:
+        """``model_repository``: Triton's folder of models; ``install``: None finds one (:func:`find_triton`)."""
+        self.options = options or LaunchOptions()
+        self._repository = model_repository
+        self._install = install
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shm_prefix = ""
+        self._ports = (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
+        self._tail: list[str] = []
+        self.pid: int | None = None
+        """Process id of ``tritonserver`` while it runs."""
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self._client_host}:{self._ports[0]}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self._client_host}:{self._ports[1]}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self._client_host}:{self._ports[2]}/metrics"
+
+    @property
+    def _client_host(self) -> str:
+        return "127.0.0.1" if self.options.host in ("0.0.0.0", "") else self.options.host
+
+    def start(self) -> TritonLauncher:
+        """Start Triton and return when it is live and every model is ready.
+
+        Raises :class:`ModelNotFound` (no such repository), :class:`PortInUse`, or :class:`ToolError`: no Triton here, a
+        model that failed (its name and reason), a server that died or did not get ready in time (the end of its log).
+        """
+        if self._process is not None:
+            raise ToolError("this launcher's Triton is already running")
+        if not self._repository.is_dir():
+            raise ModelNotFound(f"model repository {self._repository} does not exist; `fastserve export` creates one")
+        automatic = 0 in (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                self._start_once()
+                return self
+            except PortInUse:  # a free port can be taken between being picked and being used
+                self.stop()
+                if not automatic or attempt == _START_ATTEMPTS - 1:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """End the server (SIGTERM, after ``stop_timeout_s`` SIGKILL) and remove what belonged to it. May be called twice."""
+        process, self._process = self._process, None
+        try:
+            if process is not None:
+                self._end_supervisor(process)
+        finally:
+            self._tail = self.log_tail(1000)
+            self.pid = None
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                self._directory = None
+
+    def wait(self) -> None:
+        """Block until the server ends by itself."""
+        if self._process is not None:
+            self._process.wait()
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def models(self) -> list[server_status.ModelStatus]:
+        """The state of every model in the repository."""
+        statuses = server_status.model_statuses(self._client_host, self._ports[0])
+        if self.options.model_control_mode == "explicit" or all(status.state for status in statuses):
+            return statuses
+        return server_status.explain_unknown(statuses, self.log_tail(100_000))
+
+    def log_tail(self, lines: int = 40) -> list[str]:
+        """The last lines Triton and the backend's stubs wrote, also after the end."""
+        if self._directory is None:
+            return self._tail[-lines:]
+        return bounded_log.read_tail(self._log_file(self._directory), lines)
+
+    def __enter__(self) -> TritonLauncher:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _start_once(self) -> None:
+        install = self._install or find_triton()
+        self._ports = self._choose_ports()
+        self._shm_prefix = f"fastserve-{uuid.uuid4().hex[:12]}-"
+        self._directory = Path(tempfile.mkdtemp(prefix="fastserve-triton-"))
+        backends = build_backend_directory(self._directory / "backends", install)
+        job = supervisor.Job(
+            command=[str(install.server), *self._arguments(backends)],
+            environment=server_environment(install, {**os.environ, **self.options.environment}),
+            directory=str(self._directory),
+            log_file=str(self._log_file(self._directory)),
+            log_bytes=self.options.log_bytes,
+            shm_prefix=self._shm_prefix,
+            stop_timeout_s=self.options.stop_timeout_s,
+            echo=self.options.echo_log,
+        )
+        self._process, self.pid = _spawn_supervisor(job)
+        self._await_ready(self._process)
+
+    def _choose_ports(self) -> tuple[int, int, int]:
+        options = self.options
+        wanted = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+        for name, port in wanted.items():
+            if port and not ports.is_free(options.host, port):
+                raise PortInUse(
+                    f"{name} port {port} is in use on {options.host}; stop what listens there or choose another --{name}-port"
+                )
+        picked = iter(ports.free_ports(options.host, 3))
+        http, grpc, metrics = (port or next(picked) for port in wanted.values())
+        return http, grpc, metrics
+
+    def _arguments(self, backends: Path) -> list[str]:
+        options = self.options
+        arguments = [f"--backend-directory={backends}", f"--model-repository={self._repository.resolve()}"]
+        for name, port in zip(("http", "grpc", "metrics"), self._ports, strict=True):
+            arguments += [f"--{name}-address={options.host}", f"--{name}-port={port}"]
+        arguments += [f"--model-control-mode={options.model_control_mode}", "--exit-on-error=false"]
+        arguments += [f"--load-model={name}" for name in options.load_models]
+        arguments += [f"--exit-timeout-secs={max(1, int(options.stop_timeout_s / 4))}"]
+        arguments += [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
+        return arguments + list(options.extra_args)
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self.options.ready_timeout_s
+        while not self._is_ready():
+            if process.poll() is not None:
+                self._raise_ended()
+            if time.monotonic() >= deadline:
+                self._raise_with_log(f"Triton was not ready after {self.options.ready_timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def _is_ready(self) -> bool:
+        """Raises :class:`ToolError` as soon as a model has failed."""
+        if not server_status.is_live(self._client_host, self._ports[0]):
+            return False
+        try:
+            statuses = self.models()
+        except (OSError, http.client.HTTPException):  # it died just now; the next look says so
+            return False
+        if self.options.model_control_mode == "explicit":
+            statuses = [status for status in statuses if status.name in self.options.load_models]
+        if failures := server_status.describe_failures(statuses):
+            raise ToolError(f"Triton could not load every model:\n{failures}")
+        return all(status.ready or status.reason == "unloaded" for status in statuses)
+
+    def _raise_ended(self) -> None:
+        if any("already in use" in line for line in self.log_tail()):
+            raise PortInUse(f"a port of {self._ports} on {self.options.host} was taken while Triton started; try again")
+        self._raise_with_log("Triton ended while starting")
+
+    def _raise_with_log(self, message: str) -> None:
+        log = self.log_tail(1000)
+        usage = next((index for index, line in enumerate(log) if line.startswith("Usage:")), len(log))
+        shown = "\n".join(f"  {line}" for line in log[:usage][-15:])  # what Triton did not understand stands before its usage
+        raise ToolError(f"{message}; the end of its log:\n{shown}")
+
+    def _log_file(self, directory: Path) -> Path:
+        return self.options.log_file or directory / "triton.log"
+
+    def _end_supervisor(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(OSError):  # it ended by itself
+            process.stdin.write(supervisor.STOP)
+            process.stdin.flush()
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(self.options.stop_timeout_s + _SUPERVISOR_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # takes the server along
+            process.wait()
+        process.stdout.close()
+        supervisor.remove_shared_memory(self._shm_prefix)
+
+
+def _spawn_supervisor(job: supervisor.Job) -> tuple[subprocess.Popen[bytes], int]:
+    """The supervisor and the process id of the server it started."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastserve.__file__).resolve().parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", supervisor.__name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd=job.directory,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
+    process.stdin.flush()
+    report = json.loads(process.stdout.readline() or "{}")
+    if "pid" not in report:
+        process.communicate()
+        reason = report.get("error", "its supervisor died")
+        raise ToolError(f"{job.command[0]} could not be started ({reason}); `fastserve doctor` may say more")
+    return process, int(report["pid"])

@@ -1,0 +1,273 @@
+"""Text generation: from a client's request to tokens, and from tokens back to the client's text."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastserve.core.events import TokenEvent
+from fastserve.core.request import FinishReason
+from fastserve.errors import InvalidRequest, ManifestError, UnsupportedFeature
+from fastserve.manifest import TokenizerSpec
+from fastserve.tasks.text_generation import GenerationInput, GenerationStream, TextGeneration
+from fastserve.text.templates import ChatTemplate
+from tests.doubles import ByteTokenizer, make_manifest
+
+CHAT = [{"role": "user", "content": "hi"}]
+EOS, BOS = 257, 256
+
+
+def make_task(*, template="<{{ messages[0].content }}>", seeds=(11, 12, 13), deadline_ms=0, **manifest):
+    seeds = iter(seeds)
+    return TextGeneration(
+        make_manifest(**manifest),
+        ByteTokenizer(),
+        ChatTemplate(template, {}) if template is not None else None,
+        random_seed=lambda: next(seeds),
+        default_deadline_ms=deadline_ms,
+    )
+
+
+def prepare(task=None, *, now=0.0, stream=False, exclude=None, **fields):
+    """``fields``: text, input_ids, return_logprobs; anything else is a sampling parameter."""
+    own = {name: fields.pop(name) for name in ("text", "input_ids", "return_logprobs") if name in fields}
+    item = GenerationInput(stream=stream, exclude_input_in_output=exclude, parameters=fields, **own)
+    return (task or make_task()).prepare(item, 5, now)
+
+
+# --- the prompt -------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_tokenised_with_the_models_begin_token():
+    request = prepare(text="hé", now=3.5).request
+    assert request.prompt_token_ids == (BOS, *"hé".encode())
+    assert (request.request_id, request.arrival_time) == (5, 3.5)
+
+
+def test_input_ids_are_the_prompt_as_they_are():
+    assert prepare(input_ids=[5, 0, 257]).request.prompt_token_ids == (5, 0, 257)
+
+
+def test_messages_are_rendered_and_get_no_second_begin_token():
+    assert prepare(messages=CHAT).request.prompt_token_ids == tuple(b"<hi>")
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"text": "a", "input_ids": [1]}, ("input_ids", "text_input")),
+        ({"text": "a", "messages": CHAT}, ("messages", "text_input")),
+        ({"input_ids": [1], "messages": CHAT}, ("input_ids", "messages")),
+        ({"text": "a", "input_ids": [1], "messages": CHAT}, ("input_ids", "messages")),
+    ],
+)
+def test_a_prompt_given_twice_is_refused_naming_both(fields, names):
+    with pytest.raises(InvalidRequest, match=rf"either {names[0]} or {names[1]}, not both"):
+        prepare(**fields)
+
+
+def test_an_empty_text_beside_the_real_prompt_is_no_second_prompt():
+    assert prepare(text="", input_ids=[1]).request.prompt_token_ids == (1,)
+    assert prepare(text="", messages=CHAT).request.prompt_token_ids == tuple(b"<hi>")
+
+
+@pytest.mark.parametrize("fields", [{}, {"text": None}, {"text": ""}])
+def test_a_request_without_prompt_is_refused_naming_the_ways_to_give_one(fields):
+    with pytest.raises(InvalidRequest, match=r"^text_input: got '', allowed: .*input_ids, or messages"):
+        prepare(**fields)
+
+
+def test_a_text_that_gives_no_token_is_refused():
+    task = make_task()
+    task.tokenizer.encode = lambda text, **_: ()
+    with pytest.raises(InvalidRequest, match=r"^text_input: got ' ', allowed: a prompt of at least one token"):
+        prepare(task, text=" ")
+
+
+@pytest.mark.parametrize(("ids", "shown"), [([-1], "-1"), ([258], "258"), ([1, 2, 10**12], "1000000000000")])
+def test_token_ids_outside_the_vocabulary_are_refused(ids, shown):
+    with pytest.raises(InvalidRequest, match=rf"^input_ids: got {shown}, allowed: token ids from 0 to 257"):
+        prepare(input_ids=ids)
+
+
+def test_an_empty_list_of_ids_is_refused():
+    with pytest.raises(InvalidRequest, match=r"^input_ids: .*at least one token id"):
+        prepare(input_ids=[])
+
+
+def test_messages_for_a_model_without_template_say_what_to_send_instead():
+    with pytest.raises(InvalidRequest, match=r"^messages: .*text_input instead: this model has no chat template"):
+        prepare(make_task(template=None), messages=CHAT)
+
+
+def test_a_template_that_refuses_names_the_messages():
+    with pytest.raises(InvalidRequest, match=r"^messages: .*one turn only"):
+        prepare(make_task(template="{{ raise_exception('one turn only') }}"), messages=CHAT)
+
+
+# --- echo, deadline, ending, seed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stream", "exclude", "echo"),
+    [(False, None, "hi"), (False, False, "hi"), (False, True, ""), (True, None, ""), (True, True, "")],
+)
+def test_the_prompt_is_repeated_only_outside_streams_and_unless_excluded(stream, exclude, echo):
+    assert prepare(text="hi", stream=stream, exclude=exclude).echo == echo
+    assert prepare(input_ids=[BOS, *b"hi"], stream=stream, exclude=exclude).echo == echo
+    assert prepare(text="hi", stream=stream, exclude=exclude).stream is stream
+
+
+def test_a_stream_cannot_repeat_the_prompt():
+    with pytest.raises(InvalidRequest, match=r"^exclude_input_in_output: got False, allowed: true when stream is true"):
+        prepare(text="hi", stream=True, exclude=False)
+
+
+@pytest.mark.parametrize("exclude", [None, False, True])
+def test_a_chat_is_never_repeated(exclude):
+    assert prepare(messages=CHAT, exclude=exclude).echo == ""
+
+
+def test_the_deadline_counts_from_now_and_the_clients_own_comes_first():
+    assert prepare(text="a", now=10.0).request.deadline is None
+    assert prepare(text="a", now=10.0, deadline_ms=1500).request.deadline == 11.5
+    task = make_task(deadline_ms=250)
+    assert prepare(task, text="a", now=10.0).request.deadline == 10.25
+    assert prepare(task, text="a", now=10.0, deadline_ms="4000").request.deadline == 14.0
+
+
+def test_the_models_end_tokens_and_the_clients_own_both_end_the_generation():
+    assert prepare(text="a").request.params.stop_token_ids == {EOS}
+    assert prepare(text="a", stop_token_ids=[3]).request.params.stop_token_ids == {3, EOS}
+    assert prepare(text="a", stop_token_ids=[3], ignore_eos=True).request.params.stop_token_ids == {3}
+    assert prepare(text="a", ignore_eos="true").request.params.stop_token_ids == frozenset()
+    several = make_task(tokenizer=TokenizerSpec("t", (7, 9)))
+    assert prepare(several, text="a").request.params.stop_token_ids == {7, 9}
+
+
+def test_stop_token_ids_outside_the_vocabulary_are_refused():
+    with pytest.raises(InvalidRequest, match=r"^stop_token_ids: got 258, allowed: token ids from 0 to 257"):
+        prepare(text="a", stop_token_ids=[1, 258])
+
+
+def test_a_random_seed_is_drawn_only_for_requests_that_bring_none():
+    task = make_task(seeds=(11, 12))
+    seeds = [prepare(task, text="a", **given).request.params.seed for given in ({}, {"seed": 0}, {"seed": "99"}, {"seed": None})]
+    assert seeds == [11, 0, 99, 12]
+
+
+def test_every_sampling_parameter_reaches_the_engine():
+    given = {"max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1}
+    given |= {"presence_penalty": 0.3, "frequency_penalty": -0.4, "repetition_penalty": 1.2, "seed": 8}
+    params = prepare(text="a", return_logprobs=True, **given).request.params
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.return_logprobs
+    assert not prepare(text="a").request.params.return_logprobs
+
+
+def test_what_shapes_the_text_stays_with_the_answer():
+    prepared = prepare(text="a", stop=["x", "y"], include_stop_str_in_output=True, skip_special_tokens=False)
+    assert (prepared.stop, prepared.include_stop, prepared.skip_special_tokens) == (("x", "y"), True, False)
+    assert prepare(text="a", stop="x").stop == ("x",)
+
+
+def test_the_models_sampling_defaults_apply_and_are_read_like_a_clients_values():
+    task = make_task(generation={"temperature": 0.6, "top_k": 20.0, "max_tokens": 40.0})
+    params = prepare(task, text="a").request.params
+    assert (params.temperature, params.top_k, params.max_tokens) == (0.6, 20, 40)
+    assert {type(params.top_k), type(params.max_tokens)} == {int}
+    assert prepare(task, text="a", top_k=3).request.params.top_k == 3
+
+
+@pytest.mark.parametrize("generation", [{"temperature": -1.0}, {"top_k": 2.5}, {"no_such_thing": 1.0}])
+def test_sampling_defaults_that_no_client_could_send_damage_the_manifest(generation):
+    with pytest.raises(ManifestError, match=rf"^generation: {next(iter(generation))}: "):
+        make_task(generation=generation)
+
+
+def test_a_manifest_without_tokenizer_cannot_generate_text():
+    with pytest.raises(ValueError, match=r"tokenizer"):
+        make_task(tokenizer=None)
+
+
+def test_what_is_not_implemented_is_refused_as_such():
+    with pytest.raises(UnsupportedFeature, match=r"^n: "):
+        prepare(text="a", n=2)
+
+
+# --- tokens back to text ----------------------------------------------------------------------------------------------
+
+
+def push_all(token_ids, reason, *, logprob=None, **fields):
+    """The deltas of an answer whose last token came with ``reason``; stops where the stream says it is over."""
+    stream = GenerationStream(prepare(text="a", **fields), ByteTokenizer())
+    deltas = []
+    for index, token_id in enumerate(token_ids):
+        deltas.append(stream.push(TokenEvent(5, token_id, logprob, reason if index == len(token_ids) - 1 else None)))
+        if deltas[-1].finish_reason is not None:
+            break
+    return deltas
+
+
+def text_of(deltas):
+    return "".join(delta.text for delta in deltas)
+
+
+def test_each_token_gives_its_text_its_id_and_the_sum_of_the_log_probabilities():
+    deltas = push_all(b"abc", FinishReason.LENGTH, logprob=-0.5)
+    assert [delta.text for delta in deltas] == ["a", "b", "c"]
+    assert [delta.token_ids for delta in deltas] == [(97,), (98,), (99,)]
+    assert [delta.cumulative_logprob for delta in deltas] == [-0.5, -1.0, -1.5]
+    assert [delta.finish_reason for delta in deltas] == [None, None, FinishReason.LENGTH]
+
+
+def test_the_stop_tokens_text_is_left_out_unless_asked_for():
+    ids = [*b"ab", ord("!")]
+    fields = {"stop_token_ids": [ord("!")]}
+    assert text_of(push_all(ids, FinishReason.STOP, **fields)) == "ab"
+    assert text_of(push_all(ids, FinishReason.STOP, include_stop_str_in_output=True, **fields)) == "ab!"
+    assert push_all(ids, FinishReason.STOP, **fields)[-1].token_ids == (ord("!"),)
+
+
+def test_the_end_token_is_shown_only_when_special_tokens_and_the_stop_are_wanted():
+    ids = [*b"ab", EOS]
+    assert text_of(push_all(ids, FinishReason.STOP)) == "ab"
+    assert text_of(push_all(ids, FinishReason.STOP, skip_special_tokens=False)) == "ab"
+    assert text_of(push_all(ids, FinishReason.STOP, skip_special_tokens=False, include_stop_str_in_output=True)) == "ab</s>"
+
+
+def test_an_end_token_that_did_not_end_it_is_ordinary_text():
+    assert text_of(push_all([97, EOS, 98], FinishReason.LENGTH, ignore_eos=True, skip_special_tokens=False)) == "a</s>b"
+
+
+@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.STOP])
+def test_what_might_have_begun_a_stop_string_is_released_at_the_end(reason):
+    ids = list(b"ab EN") + ([EOS] if reason is FinishReason.STOP else [])
+    deltas = push_all(ids, reason, stop="END")
+    assert text_of(deltas) == "ab EN"
+    assert deltas[-1].finish_reason is reason
+
+
+def test_an_unfinished_character_is_released_at_the_end():
+    assert text_of(push_all("a€".encode()[:-1], FinishReason.LENGTH)) == "a\ufffd"
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "ab"), (True, "ab##")])
+def test_a_stop_string_ends_the_answer_before_the_engine_knows(include, text):
+    deltas = push_all(b"ab##never", FinishReason.LENGTH, stop=["##"], include_stop_str_in_output=include)
+    assert text_of(deltas) == text
+    assert len(deltas) == 4
+    assert deltas[-1].finish_reason is FinishReason.STOP
+
+
+def test_a_stop_string_that_completes_with_the_last_token_counts_as_stop():
+    deltas = push_all(b"ab##", FinishReason.LENGTH, stop="##")
+    assert (text_of(deltas), deltas[-1].finish_reason) == ("ab", FinishReason.STOP)
+
+
+def test_a_stop_string_of_bytes_that_flush_releases_is_still_found():
+    deltas = push_all(b"ab\xe2", FinishReason.LENGTH, stop="\ufffd")
+    assert (text_of(deltas), deltas[-1].finish_reason) == ("ab", FinishReason.STOP)
+
+
+def test_a_stop_string_is_not_looked_for_in_the_prompt():
+    assert text_of(push_all(b"bc", FinishReason.LENGTH, stop="ab")) == "bc"
