@@ -23,6 +23,7 @@ from fastserve.worker.batch import ForwardBatch
 from fastserve.worker.kv_cache import KVCache
 
 VOCAB_SIZE = 97
+SPECIAL_TOKENS = {256: "<s>", 257: "</s>"}
 
 
 class FakeClock:
@@ -147,8 +148,6 @@ def run_to_end(engine: Engine, requests: Sequence[Request]) -> dict[int, Outcome
 class ByteTokenizer:
     """One token is one byte of UTF-8; ids 256.. are special tokens. Keeps the contract of ``text.tokenizer.Tokenizer``."""
 
-    SPECIAL = {256: "<s>", 257: "</s>"}
-
     def __init__(self) -> None:
         self.size = 258
 
@@ -161,7 +160,7 @@ class ByteTokenizer:
             if token_id < 256:
                 out += bytes([token_id])
             elif not skip_special_tokens:
-                out += self.SPECIAL[token_id].encode()
+                out += SPECIAL_TOKENS[token_id].encode()
         return out.decode("utf-8", errors="replace")
 
 

@@ -135,8 +135,7 @@ def test_generate_stream_without_stream_gives_one_event_with_the_whole_answer(se
 def test_text_and_its_ids_ask_the_same(server, tokenizer):
     text = "naïve 日本 😀 the other thing"
     by_text, by_ids = (
-        whole(server, "llama", GREEDY, **prompt)
-        for prompt in ({"text_input": text}, {"input_ids": tokenizer(text)["input_ids"]})
+        whole(server, "llama", GREEDY, **prompt) for prompt in ({"text_input": text}, {"input_ids": tokenizer(text)["input_ids"]})
     )
     assert by_text == by_ids and by_text["text_output"][0].startswith(text)
 

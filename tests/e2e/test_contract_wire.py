@@ -115,14 +115,18 @@ def post(server, model, body, method="generate"):
     """``body``: a JSON value or raw bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     url = f"{server.http_url}/v2/models/{model}/{method}"
-    return httpx.post(url, content=content, headers={"content-type": "application/json"}, timeout=60, trust_env=False)
+    return httpx.post(
+        url, content=content, headers={"content-type": "application/json"}, timeout=60, trust_env=False, verify=False
+    )
 
 
 def ask_http(server, model, body, method="generate"):
     """The outputs of each response by name; Triton writes one-element tensors as scalars, here all are lists."""
     response = post(server, model, body, method)
     assert response.status_code == 200, response.text
-    lines = [line.removeprefix("data:") for line in response.text.splitlines() if line] if method != "generate" else [response.text]
+    lines = (
+        [line.removeprefix("data:") for line in response.text.splitlines() if line] if method != "generate" else [response.text]
+    )
     rows = [json.loads(line) for line in lines]
     for row in rows:
         assert (row.pop("model_name"), row.pop("model_version")) == (model, "1")

@@ -18,7 +18,14 @@ MAX_TOKENS = 24
 CONCURRENCY = 16
 SUBJECTS = ("The river", "An old clock", "My neighbour's cat", "The committee", "A small boat", "The last train", "Her letter")
 VERBS = ("crossed", "remembered", "painted", "ignored", "followed", "repaired", "described")
-OBJECTS = ("the quiet valley", "seven wooden chairs", "a map of the coast", "the winter of 1963", "every second house", "two bridges")
+OBJECTS = (
+    "the quiet valley",
+    "seven wooden chairs",
+    "a map of the coast",
+    "the winter of 1963",
+    "every second house",
+    "two bridges",
+)
 
 
 @pytest.fixture(scope="module")
