@@ -91,6 +91,7 @@ def test_two_thousand_mixed_requests_end_once_each_and_leave_nothing_behind(serv
         rss, shared = resident_bytes(stub), shared_memory_bytes()
         endings += run_requests(clients, 2, NUM_REQUESTS - NUM_WARM)
         wait_until_empty(server)
+        after = resident_bytes(stub)
     print(f"{endings}; RSS {rss / 2**20:.1f} -> {after / 2**20:.1f} MiB; /dev/shm {shared} -> {shared_memory_bytes()}")
     assert endings.total() == NUM_REQUESTS
     for ending in ("stop", "length", "cancelled by the client", "INVALID_ARG", "UNSUPPORTED", "UNAVAILABLE"):

@@ -185,6 +185,18 @@ def test_skipped_special_tokens_do_not_cost_the_word_behind_them_its_space(count
     assert "".join(deltas(tokenizer, ids)) == tokenizer.decode(ids) == "The quick dog sleeps"
 
 
+def test_the_work_for_a_token_does_not_grow_with_the_text_or_with_skipped_tokens():
+    sizes = []
+
+    class Watched(ByteTokenizer):
+        def decode(self, token_ids, *, skip_special_tokens=True):
+            sizes.append(len(token_ids))
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    deltas(Watched(), [*b"text " * 100, *[257] * 500, *b"more"])
+    assert max(sizes) <= 2 * LONGEST_WAIT
+
+
 # --- stop strings -----------------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
-from fastserve.errors import InvalidRequest
+from fastserve.errors import InvalidRequest, ManifestError
 from fastserve.text.templates import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -86,3 +88,19 @@ def test_a_template_that_failed_once_serves_the_next_request():
 def test_variables_set_in_one_rendering_are_gone_in_the_next():
     template = ChatTemplate("{% if seen is defined %}again{% endif %}{% set seen = true %}", {})
     assert template.render(MESSAGES) == template.render(MESSAGES) == ""
+
+
+def test_a_template_may_ask_for_the_date():
+    template = ChatTemplate("Today is {{ strftime_now('%d %b %Y') }}.", {}, now=lambda: datetime(2026, 3, 4))
+    assert template.render([{"role": "user", "content": "?"}]) == "Today is 04 Mar 2026."
+
+
+def test_generation_marks_are_ignored():
+    assert ChatTemplate("a{% generation %}b{{ messages[0].content }}{% endgeneration %}c", {}).render(
+        [{"role": "user", "content": "?"}]
+    ) == ("ab?c")
+
+
+def test_a_template_that_is_not_jinja_is_refused_with_its_line():
+    with pytest.raises(ManifestError, match=r"not valid Jinja \(line 2"):
+        ChatTemplate("ok\n{% if %}", {})

@@ -93,7 +93,7 @@ PARAMETERS: dict[str, Parameter] = {
     "min_p": Parameter(_real(0.0, 1.0), "a number from 0 to 1", 0.0),
     "presence_penalty": Parameter(_real(-2.0, 2.0), "a number from -2 to 2", 0.0),
     "frequency_penalty": Parameter(_real(-2.0, 2.0), "a number from -2 to 2", 0.0),
-    "repetition_penalty": Parameter(_real(0.0, 100.0, above=True), "a number above 0, at most 100", 1.0),
+    "repetition_penalty": Parameter(_real(0.01, 100.0), "a number from 0.01 to 100", 1.0),
     "seed": Parameter(_whole(-(2**63), 2**64 - 1), "a whole number of at most 64 bits", None),
     "stop": Parameter(_texts, "a non-empty string or a list of at most 64 of them", ()),
     "stop_token_ids": Parameter(_ids, "a list of token ids", ()),

@@ -34,7 +34,7 @@ class IncrementalDetokenizer:
         self._token_ids.append(token_id)
         fresh = self._fresh_text()
         if not fresh and len(self._token_ids) - self._read >= LONGEST_WAIT:
-            self._token_ids.pop()  # a skipped special token: too many of them would push the context out of the window
+            self._token_ids.pop()  # a skipped special token: the window must not grow with their number
         if not fresh or 0 < len(fresh) - len(fresh.rstrip(REPLACEMENT)) < LONGEST_WAIT:
             return ""
         self._window, self._read = self._read, len(self._token_ids)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
-from fastserve.errors import InvalidRequest
+from fastserve.errors import InvalidRequest, ManifestError
 
 
 class ChatTemplate:
     """Renders a conversation to a prompt. Thread-safe."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """``special_tokens``: bos_token, eos_token, ... as text, visible to the template."""
+    def __init__(self, source: str, special_tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now) -> None:
+        """``special_tokens``: bos_token, eos_token, ... as text, visible to the template. ``now``: the local time, for
+        templates that tell the model the date. Raises ManifestError when the template is not valid Jinja."""
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        self._template = environment.from_string(source)
+        environment.globals["strftime_now"] = lambda layout: now().strftime(layout)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ManifestError(f"the chat template is not valid Jinja (line {error.lineno}: {error.message})") from None
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -34,6 +42,16 @@ class ChatTemplate:
             )
         except Exception as error:  # foreign code: it may raise anything, and what it was given is all there is to blame
             raise InvalidRequest("messages", list(messages), f"what the model's chat template accepts ({error})") from None
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """``{% generation %}...{% endgeneration %}`` marks the assistant's words for training; rendering ignores the marks."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _to_json(

@@ -153,11 +153,13 @@ class Responder:
                 self._abort(event.request_id)
 
     def _abort_cancelled(self) -> None:
-        for _ in range(min(CANCEL_SWEEP_SIZE, len(self._sweep))):
+        asked = 0
+        for _ in range(len(self._sweep)):
             request_id = self._sweep.popleft()
             stream = self._streams.get(request_id)
             if stream is None:
                 continue
+            asked += 1
             try:
                 cancelled = stream.channel.is_cancelled()
             except Exception:  # the client's way back is gone: nobody is left to read an answer
@@ -167,6 +169,8 @@ class Responder:
                 self._withdraw(stream, RequestCancelled())
             else:
                 self._sweep.append(request_id)
+            if asked == CANCEL_SWEEP_SIZE:
+                break
 
     def _withdraw(self, stream: ResponseStream, error: FastServeError) -> None:
         del self._streams[stream.request_id]
