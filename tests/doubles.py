@@ -80,11 +80,9 @@ def hash_logits(context: Sequence[int], vocab_size: int = VOCAB_SIZE) -> npt.NDA
     return np.random.default_rng(state).standard_normal(vocab_size).astype(np.float32)
 
 
-def make_request(
-    request_id: int, prompt: Sequence[int], *, arrival_time: float = 0.0, deadline: float | None = None, **params: Any
-) -> Request:
+def make_request(request_id: int, prompt: Sequence[int], *, deadline: float | None = None, **params: Any) -> Request:
     """A greedy request unless ``params`` say otherwise."""
-    return Request(request_id, tuple(prompt), SamplingParams(**({"temperature": 0.0} | params)), arrival_time, deadline)
+    return Request(request_id, tuple(prompt), SamplingParams(**({"temperature": 0.0} | params)), deadline)
 
 
 def make_engine(
@@ -115,6 +113,7 @@ class Outcome:
     """What became of one request."""
 
     token_ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float | None] = dataclasses.field(default_factory=list)
     endings: list[Any] = dataclasses.field(default_factory=list)
     """A FinishReason, an error or "aborted"; exactly one when all is well."""
 
@@ -126,6 +125,7 @@ def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None)
         outcome = outcomes.setdefault(event.request_id, Outcome())
         if isinstance(event, TokenEvent):
             outcome.token_ids.append(event.token_id)
+            outcome.logprobs.append(event.logprob)
             if event.finish_reason is not None:
                 outcome.endings.append(event.finish_reason)
         elif isinstance(event, Failed):
@@ -150,6 +150,7 @@ class ByteTokenizer:
 
     def __init__(self) -> None:
         self.size = 258
+        self.longest_token_bytes = 4
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return ((256,) if add_special_tokens else ()) + tuple(text.encode())

@@ -27,6 +27,11 @@ class ErrorCode(enum.Enum):
     """Our fault."""
 
 
+def shorten(text: str, limit: int = 80) -> str:
+    """What a client sent may be megabytes long; what it is told about it is not."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class FastServeError(Exception):
     """Base of every deliberate error. ``str(error)`` is the whole message a user sees."""
 
@@ -43,10 +48,7 @@ class InvalidRequest(FastServeError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         """``field``: the tensor or parameter; ``value``: what was sent (shortened); ``allowed``: what would be accepted."""
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        super().__init__(f"{field}: got {shown}, allowed: {allowed}")
+        super().__init__(f"{shorten(field)}: got {shorten(repr(value))}, allowed: {shorten(allowed, 1000)}")
         self.field = field
 
 
@@ -56,7 +58,7 @@ class UnsupportedFeature(FastServeError):
     code = ErrorCode.UNSUPPORTED
 
     def __init__(self, field: str, detail: str) -> None:
-        super().__init__(f"{field}: {detail}")
+        super().__init__(f"{shorten(field)}: {shorten(detail, 1000)}")
         self.field = field
 
 
@@ -102,6 +104,12 @@ class StepFailed(FastServeError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class RequestUnreadable(FastServeError):
+    """A bug of ours in reading a request; its neighbours go on."""
+
+    code = ErrorCode.INTERNAL
 
 
 class EngineDead(FastServeError):

@@ -40,7 +40,7 @@ def reference(row, made):
     if params.min_tokens and params.stop_token_ids:
         # Its minimum counts the tokens there are, so one less than ours forbids the end of the same tokens.
         stop = sorted(params.stop_token_ids)
-        processors.append(MinNewTokensLengthLogitsProcessor(len(prompt), params.min_tokens - 1, stop, device="cpu"))
+        processors.append(MinNewTokensLengthLogitsProcessor(len(prompt), params.min_tokens, stop, device="cpu"))
     if not params.greedy:
         processors.append(TemperatureLogitsWarper(params.temperature))
         if params.top_k:
@@ -111,7 +111,7 @@ def test_the_minimum_length_agrees():
     for produced, row in enumerate(rows(6, seed=6)):
         made = sequence([1, 2], [5] * produced, min_tokens=4, stop_token_ids=frozenset({9, 77}))
         assert_same(row, made)
-        assert np.isneginf(process_logits(row, made)[[9, 77]]).all() == (produced + 1 < 4)
+        assert np.isneginf(process_logits(row, made)[[9, 77]]).all() == (produced < 4)
 
 
 @pytest.mark.parametrize("seed", range(40))

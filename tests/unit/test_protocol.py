@@ -10,7 +10,14 @@ import pytest
 from fastserve.core.request import FinishReason
 from fastserve.errors import InvalidRequest, UnsupportedFeature
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
-from fastserve.triton.protocol import Answer, ReturnFlags, encode_answer, parse_generation
+from fastserve.triton.protocol import (
+    TENSORS_ONLY,
+    UNSUPPORTED_FLAGS,
+    Answer,
+    ReturnFlags,
+    encode_answer,
+    parse_generation,
+)
 
 NUMPY_TYPES = {"TYPE_STRING": np.object_, "TYPE_FP32": np.float32, "TYPE_UINT32": np.uint32, "TYPE_INT64": np.int64}
 
@@ -191,8 +198,21 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused():
 
 
 def test_no_input_of_the_contract_is_mistaken_for_a_sampling_parameter():
-    given = {spec.name: True for spec in TEXT_GENERATION_INPUTS if spec.name != "return_logprobs"}
+    given = {spec.name: True for spec in TEXT_GENERATION_INPUTS if spec.name not in UNSUPPORTED_FLAGS + TENSORS_ONLY}
     assert parse(given)[0].parameters == {}
+
+
+@pytest.mark.parametrize("name", TENSORS_ONLY)
+def test_a_prompt_or_sampling_parameters_sent_as_a_request_parameter_are_refused_not_ignored(name):
+    with pytest.raises(InvalidRequest, match=f"^{name}: got 'x', allowed: an input tensor of this name"):
+        parse({name: "x"}, input_ids=np.array([1], np.int64))
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_FLAGS)
+def test_flags_of_later_versions_are_refused_by_name_unless_false(name):
+    with pytest.raises(UnsupportedFeature, match=f"^{name}: "):
+        parse({name: "true"}, text_input=text("a"))
+    assert parse({name: "false"}, text_input=text("a"))[0].text == "a"
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -24,16 +24,19 @@ def random_request(rng, request_id, now):
         params |= {"temperature": rng.choice((0.3, 1.0, 2.0)), "top_k": rng.choice((0, 5)), "seed": rng.getrandbits(64)}
     if rng.random() < 0.3:
         params |= {"repetition_penalty": 1.3, "presence_penalty": 0.5}
+    if params["stop_token_ids"] and rng.random() < 0.5:
+        params["min_tokens"] = rng.randint(0, params["max_tokens"])
+    params["return_logprobs"] = rng.random() < 0.2
     prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((1, 3, 4, 5, 17, 60, 130)))]
     deadline = now + rng.uniform(0.0, 30.0) if rng.random() < 0.1 else None
-    return make_request(request_id, prompt, arrival_time=now, deadline=deadline, **params)
+    return make_request(request_id, prompt, deadline=deadline, **params)
 
 
 def run_alone(request):
     """One request, a roomy pool, the whole prompt at once."""
     engine = make_engine(num_blocks=200, max_batched_tokens=200)
     lonely = make_request(0, request.prompt_token_ids)
-    lonely = type(lonely)(0, request.prompt_token_ids, request.params, 0.0)
+    lonely = type(lonely)(0, request.prompt_token_ids, request.params)
     return run_to_end(engine, [lonely])[0]
 
 
@@ -104,8 +107,9 @@ def check_outcome(request, outcome):
         return name
     alone = run_alone(request)
     if isinstance(ending, FinishReason):
-        assert (outcome.token_ids, outcome.endings) == (alone.token_ids, alone.endings)
+        assert outcome == alone
     else:
         assert ending == "aborted" or isinstance(ending, (DeadlineExceeded, StepFailed))
         assert outcome.token_ids == alone.token_ids[: len(outcome.token_ids)]
+        assert outcome.logprobs == alone.logprobs[: len(outcome.token_ids)]
     return name

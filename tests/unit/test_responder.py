@@ -29,7 +29,7 @@ class Scene:
         self.aborted = queue.SimpleQueue()
         self.metrics = RecordingMetrics()
         self.responder = Responder(self.outbox, self.aborted.put, self.metrics)
-        self.task = TextGeneration(make_manifest(), ByteTokenizer(), None, random_seed=lambda: 0)
+        self.task = TextGeneration(make_manifest(), ByteTokenizer(), None, max_model_len=128, random_seed=lambda: 0)
 
     def open(self, request_id, *, stream=True, channel=None, flags=ALL, exclude=None, **parameters):
         channel = channel or RecordingChannel()

@@ -9,7 +9,7 @@ import pytest
 
 from fastserve.core.plan import SampledToken
 from fastserve.core.sequence import Sequence
-from fastserve.errors import StepFailed
+from fastserve.errors import InvalidRequest, StepFailed
 from fastserve.worker.sampler import Sampler, draw, process_logits, uniform
 from tests.doubles import make_request
 
@@ -192,17 +192,25 @@ def test_stop_tokens_cannot_be_drawn_before_min_tokens(temperature):
     row = np.zeros(VOCAB, np.float32)
     row[[7, 8]] = 30.0
     params = {"temperature": temperature, "min_tokens": 3, "stop_token_ids": frozenset({7, 8})}
-    for produced in range(2):
+    for produced in range(3):
         assert token_of(row, sequence(outputs=[0] * produced, **params)) not in (7, 8)
-    assert token_of(row, sequence(outputs=[0] * 2, **params)) in (7, 8)  # the third token may end it
+    assert token_of(row, sequence(outputs=[0] * 3, **params)) in (7, 8)  # after three tokens it may end
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_request_that_excludes_every_token_fails_alone(temperature):
     everything = sequence(temperature=temperature, min_tokens=3, stop_token_ids=frozenset(range(VOCAB)), top_p=0.5)
     first, second = Sampler().sample(random_logits(2), [everything, sequence()])
-    assert isinstance(first, StepFailed)
+    assert isinstance(first, InvalidRequest) and first.field == "min_tokens"
     assert isinstance(second, SampledToken)
+
+
+def test_a_bug_met_by_one_row_fails_that_row_alone(caplog):
+    out_of_range = sequence(min_tokens=3, stop_token_ids=frozenset({VOCAB + 5}))
+    first, second = Sampler().sample(random_logits(2), [out_of_range, sequence()])
+    assert isinstance(first, StepFailed) and "IndexError" in str(first)
+    assert isinstance(second, SampledToken)
+    assert "could not be sampled" in caplog.text
 
 
 def test_log_probabilities_are_the_log_softmax_of_the_unchanged_row():
@@ -228,3 +236,15 @@ def test_without_parameters_that_change_it_the_row_stays_as_it_is():
     row = random_logits(1)[0]
     assert np.array_equal(process_logits(row, sequence(temperature=1.0)), row)
     assert process_logits(row, sequence(temperature=1.0)) is not row
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 0.99999])
+def test_a_nucleus_among_the_best_tokens_is_the_nucleus_of_all(top_p):
+    vocabulary = 20_000
+    for spread in (0.1, 2.0, 6.0):
+        row = (np.random.default_rng(3).standard_normal(vocabulary) * spread).astype(np.float32).round(2)  # with ties
+        order = np.lexsort((-np.arange(vocabulary), -row))
+        mass = np.exp(row[order].astype(np.float64) - row.max())
+        mass /= mass.sum()
+        expected = set(order[np.cumsum(mass) - mass < top_p].tolist())
+        assert set(np.flatnonzero(np.isfinite(process_logits(row, sequence(temperature=1.0, top_p=top_p)))).tolist()) == expected

@@ -64,7 +64,7 @@ RANGES = {
     "repetition_penalty": "from 0.01 to 100",
     "seed": "at most 64 bits",
     "stop": "at most 64",
-    "stop_token_ids": "a list of token ids",
+    "stop_token_ids": "a list of at most 1024 token ids",
     "ignore_eos": "true or false",
     "include_stop_str_in_output": "true or false",
     "skip_special_tokens": "true or false",

@@ -12,7 +12,7 @@ from fastserve.core.policy import POLICIES
 from fastserve.core.request import FinishReason
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import SequenceStatus
-from fastserve.errors import QueueFull, RequestTooLong, StepFailed
+from fastserve.errors import InvalidRequest, QueueFull, RequestTooLong, StepFailed
 from tests.doubles import collect, make_request
 
 
@@ -223,3 +223,29 @@ def test_deadlines_end_requests_in_time_and_ended_requests_do_not_expire():
     assert scheduler.expired(2.9) == []
     assert [s.request.request_id for s in scheduler.expired(5.0)] == [2, 1]
     assert [s.request.request_id for s in scheduler.sequences] == [3]
+
+
+def test_a_prompt_without_tokens_is_refused():
+    with pytest.raises(InvalidRequest, match="prompt: got"):
+        make_scheduler().add(make_request(1, []), 0.0)
+
+
+def test_deadlines_of_ended_requests_do_not_pile_up():
+    scheduler = make_scheduler()
+    for request_id in range(1000):
+        scheduler.add(make_request(request_id, [1], deadline=1e9), 0.0)
+        if request_id != 500:
+            scheduler.abort(request_id)
+    assert len(scheduler._deadlines) < 100
+    assert [s.request.request_id for s in scheduler.expired(2e9)] == [500]
+
+
+def test_a_chunk_takes_what_room_there_is_when_only_more_urgent_sequences_hold_blocks():
+    scheduler = make_scheduler(num_blocks=5, block_size=4)
+    scheduler.add(make_request(1, range(11), max_tokens=8), 0.0)
+    step(scheduler)
+    scheduler.add(make_request(2, range(12), max_tokens=1), 0.0)
+    waiting = scheduler.sequences[1]
+    waiting.block_table.extend(scheduler.pool.allocate(1))
+    waiting.status = SequenceStatus.RUNNING
+    assert chunks(scheduler.plan(0.0)) == [(1, 1, True), (2, 8, False)]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fastserve.core.events import TokenEvent
-from fastserve.core.request import FinishReason
-from fastserve.errors import InvalidRequest, ManifestError, UnsupportedFeature
+from fastserve.errors import InvalidRequest, ManifestError, RequestTooLong, UnsupportedFeature
 from fastserve.manifest import TokenizerSpec
-from fastserve.tasks.text_generation import GenerationInput, GenerationStream, TextGeneration
+from fastserve.tasks.text_generation import GenerationInput, TextGeneration
 from fastserve.text.templates import ChatTemplate
 from tests.doubles import ByteTokenizer, make_manifest
 
@@ -22,6 +20,7 @@ def make_task(*, template="<{{ messages[0].content }}>", seeds=(11, 12, 13), dea
         make_manifest(**manifest),
         ByteTokenizer(),
         ChatTemplate(template, {}) if template is not None else None,
+        max_model_len=128,
         random_seed=lambda: next(seeds),
         default_deadline_ms=deadline_ms,
     )
@@ -40,7 +39,7 @@ def prepare(task=None, *, now=0.0, stream=False, exclude=None, **fields):
 def test_text_is_tokenised_with_the_models_begin_token():
     request = prepare(text="hé", now=3.5).request
     assert request.prompt_token_ids == (BOS, *"hé".encode())
-    assert (request.request_id, request.arrival_time) == (5, 3.5)
+    assert request.request_id == 5
 
 
 def test_input_ids_are_the_prompt_as_they_are():
@@ -79,7 +78,7 @@ def test_a_request_without_prompt_is_refused_naming_the_ways_to_give_one(fields)
 def test_a_text_that_gives_no_token_is_refused():
     task = make_task()
     task.tokenizer.encode = lambda text, **_: ()
-    with pytest.raises(InvalidRequest, match=r"^text_input: got ' ', allowed: a prompt of at least one token"):
+    with pytest.raises(InvalidRequest, match=r"^text_input: got \[\], allowed: at least one token"):
         prepare(task, text=" ")
 
 
@@ -89,8 +88,33 @@ def test_token_ids_outside_the_vocabulary_are_refused(ids, shown):
         prepare(input_ids=ids)
 
 
+def test_messages_that_render_to_nothing_are_refused():
+    task = make_task(template="{% for turn in messages %}{{ turn.content }}{% endfor %}")
+    with pytest.raises(InvalidRequest, match=r"^messages: got \[\], allowed: at least one token"):
+        prepare(task, messages=[{"role": "user", "content": ""}])
+
+
+def test_a_text_with_a_token_the_model_has_no_row_for_is_refused():
+    task = make_task()
+    task.tokenizer.encode = lambda text, **_: (1, 258)
+    with pytest.raises(InvalidRequest, match=r"^text_input: got 258, allowed: token ids from 0 to 257"):
+        prepare(task, text="a")
+
+
+def test_a_text_that_could_never_fit_is_refused_before_it_is_tokenised():
+    task = make_task()
+    task.tokenizer.encode = None
+    with pytest.raises(RequestTooLong, match=r"^text_input: got '513 bytes', allowed: at most 512"):
+        prepare(task, text="a" * 513)
+
+
+def test_end_tokens_beyond_the_vocabulary_are_never_drawn_and_so_ignored():
+    task = make_task(tokenizer=TokenizerSpec("tokenizer.json", eos_token_ids=(257, 400)))
+    assert prepare(task, text="a").request.params.stop_token_ids == frozenset({257})
+
+
 def test_an_empty_list_of_ids_is_refused():
-    with pytest.raises(InvalidRequest, match=r"^input_ids: .*at least one token id"):
+    with pytest.raises(InvalidRequest, match=r"^input_ids: .*at least one token"):
         prepare(input_ids=[])
 
 
@@ -192,82 +216,3 @@ def test_a_manifest_without_tokenizer_cannot_generate_text():
 def test_what_is_not_implemented_is_refused_as_such():
     with pytest.raises(UnsupportedFeature, match=r"^n: "):
         prepare(text="a", n=2)
-
-
-# --- tokens back to text ----------------------------------------------------------------------------------------------
-
-
-def push_all(token_ids, reason, *, logprob=None, **fields):
-    """The deltas of an answer whose last token came with ``reason``; stops where the stream says it is over."""
-    stream = GenerationStream(prepare(text="a", **fields), ByteTokenizer())
-    deltas = []
-    for index, token_id in enumerate(token_ids):
-        deltas.append(stream.push(TokenEvent(5, token_id, logprob, reason if index == len(token_ids) - 1 else None)))
-        if deltas[-1].finish_reason is not None:
-            break
-    return deltas
-
-
-def text_of(deltas):
-    return "".join(delta.text for delta in deltas)
-
-
-def test_each_token_gives_its_text_its_id_and_the_sum_of_the_log_probabilities():
-    deltas = push_all(b"abc", FinishReason.LENGTH, logprob=-0.5)
-    assert [delta.text for delta in deltas] == ["a", "b", "c"]
-    assert [delta.token_ids for delta in deltas] == [(97,), (98,), (99,)]
-    assert [delta.cumulative_logprob for delta in deltas] == [-0.5, -1.0, -1.5]
-    assert [delta.finish_reason for delta in deltas] == [None, None, FinishReason.LENGTH]
-
-
-def test_the_stop_tokens_text_is_left_out_unless_asked_for():
-    ids = [*b"ab", ord("!")]
-    fields = {"stop_token_ids": [ord("!")]}
-    assert text_of(push_all(ids, FinishReason.STOP, **fields)) == "ab"
-    assert text_of(push_all(ids, FinishReason.STOP, include_stop_str_in_output=True, **fields)) == "ab!"
-    assert push_all(ids, FinishReason.STOP, **fields)[-1].token_ids == (ord("!"),)
-
-
-def test_the_end_token_is_shown_only_when_special_tokens_and_the_stop_are_wanted():
-    ids = [*b"ab", EOS]
-    assert text_of(push_all(ids, FinishReason.STOP)) == "ab"
-    assert text_of(push_all(ids, FinishReason.STOP, skip_special_tokens=False)) == "ab"
-    assert text_of(push_all(ids, FinishReason.STOP, skip_special_tokens=False, include_stop_str_in_output=True)) == "ab</s>"
-
-
-def test_an_end_token_that_did_not_end_it_is_ordinary_text():
-    assert text_of(push_all([97, EOS, 98], FinishReason.LENGTH, ignore_eos=True, skip_special_tokens=False)) == "a</s>b"
-
-
-@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.STOP])
-def test_what_might_have_begun_a_stop_string_is_released_at_the_end(reason):
-    ids = list(b"ab EN") + ([EOS] if reason is FinishReason.STOP else [])
-    deltas = push_all(ids, reason, stop="END")
-    assert text_of(deltas) == "ab EN"
-    assert deltas[-1].finish_reason is reason
-
-
-def test_an_unfinished_character_is_released_at_the_end():
-    assert text_of(push_all("a€".encode()[:-1], FinishReason.LENGTH)) == "a\ufffd"
-
-
-@pytest.mark.parametrize(("include", "text"), [(False, "ab"), (True, "ab##")])
-def test_a_stop_string_ends_the_answer_before_the_engine_knows(include, text):
-    deltas = push_all(b"ab##never", FinishReason.LENGTH, stop=["##"], include_stop_str_in_output=include)
-    assert text_of(deltas) == text
-    assert len(deltas) == 4
-    assert deltas[-1].finish_reason is FinishReason.STOP
-
-
-def test_a_stop_string_that_completes_with_the_last_token_counts_as_stop():
-    deltas = push_all(b"ab##", FinishReason.LENGTH, stop="##")
-    assert (text_of(deltas), deltas[-1].finish_reason) == ("ab", FinishReason.STOP)
-
-
-def test_a_stop_string_of_bytes_that_flush_releases_is_still_found():
-    deltas = push_all(b"ab\xe2", FinishReason.LENGTH, stop="\ufffd")
-    assert (text_of(deltas), deltas[-1].finish_reason) == ("ab", FinishReason.STOP)
-
-
-def test_a_stop_string_is_not_looked_for_in_the_prompt():
-    assert text_of(push_all(b"bc", FinishReason.LENGTH, stop="ab")) == "bc"

@@ -24,10 +24,6 @@ class StepPlan:
     preempted: tuple[Sequence, ...] = ()
 
     @property
-    def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)
-
-    @property
     def sampling(self) -> list[Sequence]:
         """The sequences that draw a token, in row order of the logits."""
         return [chunk.sequence for chunk in self.chunks if chunk.samples]

@@ -5,7 +5,8 @@ The rules, in the order of the policy:
 1. At most ``max_num_seqs`` sequences. The first waiting sequence that cannot be admitted closes the door behind it, so
    that a small request never overtakes a large one for ever.
 2. Every sequence that only needs its next token (decode) gets it; prefill chunks share what is left of
-   ``max_batched_tokens``. A long prompt therefore never stalls running decodes (chunked prefill: Agrawal et al., 2023).
+   ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
+   Agrawal et al., 2023).
 3. A sequence short of blocks takes them from the least urgent sequences that hold any, never from a more urgent one.
    The most urgent sequence always proceeds, because a request that could not fit alone was refused on arrival.
 """
@@ -13,7 +14,6 @@ The rules, in the order of the policy:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import Chunk, StepPlan
@@ -39,25 +39,28 @@ class Planner:
         self._now = now
         self._free = pool.num_free
         self._preempted: dict[int, Sequence] = {}
+        self._passed: set[int] = set()  # the sequences planned so far: more urgent than those to come
+        # Rule 3: who holds blocks, the least urgent first.
+        self._victims = (sequence for sequence in policy.least_urgent(now) if sequence.block_table)
 
     def plan(self) -> StepPlan:
         selected = self._select()
         decodes = sum(1 for sequence in selected if sequence.num_uncomputed == 1)
         prefill_budget = self._limits.max_batched_tokens - decodes
-        victims = self._victims()
         chunks: list[Chunk] = []
         for sequence in selected:
             if sequence.request.request_id in self._preempted:
                 break  # everything less urgent has given way too
+            self._passed.add(sequence.request.request_id)
             uncomputed = sequence.num_uncomputed
-            num_tokens = 1 if uncomputed == 1 else min(uncomputed, prefill_budget)
-            if num_tokens == 0:
-                continue
-            if not self._take_blocks(sequence, num_tokens, victims):
-                break
+            wanted = 1 if uncomputed == 1 else min(uncomputed, prefill_budget)
+            num_tokens = self._take_blocks(sequence, wanted)
+            if num_tokens > 0:
+                chunks.append(Chunk(sequence, num_tokens, samples=num_tokens == uncomputed))
+            if num_tokens < wanted:
+                break  # only more urgent sequences hold blocks now
             if uncomputed > 1:
                 prefill_budget -= num_tokens
-            chunks.append(Chunk(sequence, num_tokens, samples=num_tokens == uncomputed))
         return StepPlan(tuple(chunks), tuple(self._preempted.values()))
 
     def _select(self) -> list[Sequence]:
@@ -65,35 +68,32 @@ class Planner:
         for what is left of the prompts admitted before it, and for one more block for each of those, lest it be
         preempted a moment later."""
         selected: list[Sequence] = []
-        promised = prefill_tokens = 0
+        promised = pending_tokens = 0
         for sequence in self._policy.ordered(self._now):
             if len(selected) == self._limits.max_num_seqs:
                 break
             missing = self._blocks_missing(sequence, sequence.num_uncomputed)
             if not sequence.block_table and selected:
                 crowded = missing + promised + len(selected) > self._free
-                if crowded or prefill_tokens >= self._limits.max_batched_tokens:
+                if crowded or pending_tokens >= self._limits.max_batched_tokens:
                     break
             promised += missing
-            prefill_tokens += sequence.num_uncomputed
+            pending_tokens += sequence.num_uncomputed
             selected.append(sequence)
         return selected
 
-    def _victims(self) -> Iterator[Sequence]:
-        """Rule 3: the sequences that hold blocks, the least urgent first."""
-        return (sequence for sequence in self._policy.least_urgent(self._now) if sequence.block_table)
-
-    def _take_blocks(self, sequence: Sequence, num_tokens: int, victims: Iterator[Sequence]) -> bool:
-        """Room for the chunk, by preempting less urgent sequences if need be. False: only more urgent ones hold blocks."""
-        missing = self._blocks_missing(sequence, num_tokens)
-        while missing > self._free:
-            victim = next(victims, sequence)
-            if victim is sequence:
-                return False
+    def _take_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        """Room for the chunk, by preempting less urgent sequences if need be; how many of its tokens get room."""
+        while self._blocks_missing(sequence, num_tokens) > self._free:
+            victim = next(self._victims, sequence)
+            if victim.request.request_id in self._passed:
+                room = (len(sequence.block_table) + self._free) * self._pool.block_size - sequence.num_computed
+                num_tokens = min(num_tokens, room)
+                break
             self._preempted[victim.request.request_id] = victim
             self._free += len(victim.block_table)
-        self._free -= missing
-        return True
+        self._free -= self._blocks_missing(sequence, num_tokens)
+        return num_tokens
 
     def _blocks_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks the sequence lacks to hold ``num_tokens`` more tokens than are computed."""

@@ -19,6 +19,7 @@ class SamplingParams:
 
     max_tokens: int = 16
     min_tokens: int = 0
+    """Tokens before the first that may end the generation."""
     temperature: float = 1.0
     """0 means greedy."""
     top_p: float = 1.0
@@ -50,7 +51,5 @@ class Request:
     request_id: int
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
-    arrival_time: float
-    """Seconds on the engine's clock."""
     deadline: float | None = None
     """Seconds on the engine's clock after which the request is given up."""

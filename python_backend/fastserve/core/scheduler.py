@@ -12,7 +12,7 @@ from fastserve.core.policy import Policy
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import Sequence, SequenceStatus
-from fastserve.errors import QueueFull, RequestTooLong
+from fastserve.errors import InvalidRequest, QueueFull, RequestTooLong
 
 
 class Scheduler:
@@ -49,13 +49,21 @@ class Scheduler:
             raise QueueFull(
                 f"the queue is full: {len(self._sequences)} requests, max_queue_size is {self._max_queue_size}; try again later"
             )
+        if not request.prompt_token_ids:
+            raise InvalidRequest("prompt", [], "at least one token")
         self._check_fits(request)
         sequence = Sequence(request)
         self._sequences[request.request_id] = sequence
         self._policy.add(sequence, now)
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+            self._remember_deadline(request.deadline, request.request_id)
         return sequence
+
+    def _remember_deadline(self, deadline: float, request_id: int) -> None:
+        heapq.heappush(self._deadlines, (deadline, request_id))
+        if len(self._deadlines) > 2 * len(self._sequences) + 64:  # mostly of requests that have ended
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._sequences]
+            heapq.heapify(self._deadlines)
 
     def _check_fits(self, request: Request) -> None:
         prompt = len(request.prompt_token_ids)
@@ -104,7 +112,6 @@ class Scheduler:
         """Take a sequence's blocks away; its tokens will be computed again (recompute preemption)."""
         self._release_blocks(sequence)
         sequence.num_computed = 0
-        sequence.num_preemptions += 1
         sequence.status = SequenceStatus.WAITING
         self.num_preemptions += 1
 

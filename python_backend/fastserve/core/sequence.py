@@ -28,7 +28,7 @@ class Sequence:
     The newest output token is never computed yet: it is the input of the next step.
     """
 
-    __slots__ = ("block_table", "num_computed", "num_preemptions", "output_token_ids", "request", "status")
+    __slots__ = ("block_table", "num_computed", "output_token_ids", "request", "status")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -36,7 +36,6 @@ class Sequence:
         self.num_computed = 0
         self.block_table: list[int] = []
         self.status = SequenceStatus.WAITING
-        self.num_preemptions = 0
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +56,7 @@ class Sequence:
         self.output_token_ids.append(token_id)
         params = self.request.params
         num_outputs = len(self.output_token_ids)
-        if token_id in params.stop_token_ids and num_outputs >= params.min_tokens:
+        if token_id in params.stop_token_ids:  # which the sampler does not draw before min_tokens
             return FinishReason.STOP
         if num_outputs >= params.max_tokens or self.num_tokens >= max_model_len:
             return FinishReason.LENGTH

@@ -6,21 +6,25 @@ threads, text or Triton.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fastserve.core.events import Aborted, Event, Failed
-from fastserve.core.plan import Chunk, StepPlan
+from fastserve.core.events import Aborted, Event, Failed, TokenEvent
+from fastserve.core.plan import Chunk, SampledToken, StepPlan
 from fastserve.core.request import Request
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.sequence import Sequence as CoreSequence
 from fastserve.engine.stats import EngineStats
 from fastserve.errors import DeadlineExceeded, FastServeError, StepFailed
 from fastserve.worker.batch import ForwardBatch, SequenceInput, pack
 from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.sampler import Sampler
+
+logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -72,13 +76,14 @@ class Engine:
         """Withdraw a request; nothing happens when it has ended already."""
         return [Aborted(request_id)] if self.scheduler.abort(request_id) else []
 
+    @property
+    def unfinished(self) -> list[int]:
+        """Ids of the requests that still owe their client an ending."""
+        return [sequence.request.request_id for sequence in self.scheduler.sequences]
+
     def fail_all(self, error: FastServeError) -> list[Event]:
         """End every unfinished request with ``error``."""
-        events: list[Event] = []
-        for sequence in self.scheduler.sequences:
-            self.scheduler.finish(sequence)
-            events.append(Failed(sequence.request.request_id, error))
-        return events
+        return self._fail(self.scheduler.sequences, error)
 
     def step(self) -> list[Event]:
         """One iteration. A fault of a request or of the model becomes Failed events; what is raised is a bug."""
@@ -95,7 +100,7 @@ class Engine:
         try:
             events = self._execute_with_retry(plan)
         except StepFailed as error:
-            events = self._fail_batch(plan, error)
+            events = self._fail([chunk.sequence for chunk in plan.chunks], error)
         self._step_seconds += self._clock() - now
         return events
 
@@ -109,27 +114,33 @@ class Engine:
 
     def _execute(self, plan: StepPlan) -> list[Event]:
         with self.scheduler.reserve(plan) as reservation:
+            tokens = self._compute(plan)
+            first = [sequence for sequence in plan.sampling if not sequence.output_token_ids]
+            events = reservation.commit(tokens)
+        self._steps += 1
+        self._prompt_tokens += sum(len(sequence.request.prompt_token_ids) for sequence in first)
+        self._generation_tokens += sum(isinstance(event, TokenEvent) for event in events)
+        return events
+
+    def _compute(self, plan: StepPlan) -> list[SampledToken | FastServeError]:
+        """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""
+        try:
             inputs = [_sequence_input(chunk) for chunk in plan.chunks]
             batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
             logits = self._runner.run(batch, self._kv_cache)
-            tokens = self._sampler.sample(logits, plan.sampling)
-            self._count(plan)
-            return reservation.commit(tokens)
+            return self._sampler.sample(logits, plan.sampling)
+        except StepFailed:
+            raise
+        except MemoryError as error:
+            raise StepFailed("not enough memory for this iteration", retryable=True) from error
+        except Exception as error:
+            logger.exception("an iteration failed")
+            raise StepFailed(f"the iteration failed ({type(error).__name__}: {error})") from error
 
-    def _count(self, plan: StepPlan) -> None:
-        self._steps += 1
-        self._generation_tokens += len(plan.sampling)
-        for chunk in plan.chunks:
-            left = len(chunk.sequence.request.prompt_token_ids) - chunk.sequence.num_computed
-            self._prompt_tokens += max(0, min(chunk.num_tokens, left))
-
-    def _fail_batch(self, plan: StepPlan, error: StepFailed) -> list[Event]:
-        """A run failed for good: only the requests that were in it end."""
-        events: list[Event] = []
-        for chunk in plan.chunks:
-            self.scheduler.finish(chunk.sequence)
-            events.append(Failed(chunk.sequence.request.request_id, error))
-        return events
+    def _fail(self, sequences: Sequence[CoreSequence], error: FastServeError) -> list[Event]:
+        for sequence in sequences:
+            self.scheduler.finish(sequence)
+        return [Failed(sequence.request.request_id, error) for sequence in sequences]
 
     def stats(self) -> EngineStats:
         pool = self.scheduler.pool

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fastserve.core.events import Event, Failed
+from fastserve.core.events import Aborted, Event, Failed
 from fastserve.core.request import Request
 from fastserve.engine.engine import Engine
 from fastserve.engine.stats import EngineStats
@@ -67,6 +67,8 @@ class EngineThread:
         self._stats_interval_s = stats_interval_s
         self._next_stats = 0.0
         self._dead: EngineDead | None = None
+        self._newest_id = -1
+        self._early_aborts: set[int] = set()  # withdrawn before they were submitted: the client was quicker than we
         self._drain_until: float | None = None
         self._thread = threading.Thread(target=self._main, name="fastserve-engine", daemon=True)
 
@@ -74,6 +76,7 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
+        """Serve a request. Ids must grow from call to call."""
         self._inbox.put(Submit(request))
 
     def abort(self, request_id: int) -> None:
@@ -88,30 +91,45 @@ class EngineThread:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
-        while not self._finished():
-            try:
-                self._turn()
-            except Exception as error:  # a bug: nobody may wait for an answer that cannot come
-                logger.exception("the engine failed; every request will be refused")
-                self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
-                self._emit(self._engine.fail_all(self._dead))
+        try:
+            while not self._finished():
+                self._guard(self._turn)
+            self._guard(self._end)
+        finally:
+            self._outbox.put(EngineStopped())
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        """Run ``action``; if it meets a bug, answer every request: nobody may wait for what cannot come."""
+        try:
+            action()
+        except Exception as error:
+            logger.exception("the engine failed; every request will be refused")
+            self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
+            # The scheduler may be what is broken: it is only asked who is there, and never used again.
+            self._emit([Failed(request_id, self._dead) for request_id in self._engine.unfinished])
+
+    def _end(self) -> None:
         while not self._inbox.empty():  # what arrived while the last iteration ran
             self._handle(self._inbox.get())
-        self._emit(self._engine.fail_all(ShuttingDown("the model was unloaded before the request finished")))
+        if self._dead is None:
+            self._emit(self._engine.fail_all(ShuttingDown("the model was unloaded before the request finished")))
         self._outbox.put(self._engine.stats())
-        self._outbox.put(EngineStopped())
+
+    @property
+    def _has_work(self) -> bool:
+        return self._dead is None and self._engine.has_work
 
     def _finished(self) -> bool:
-        return self._drain_until is not None and (not self._engine.has_work or self._clock() >= self._drain_until)
+        return self._drain_until is not None and (not self._has_work or self._clock() >= self._drain_until)
 
     def _turn(self) -> None:
         """Take every message that is there (waiting for one when idle), then run one iteration."""
-        if not self._engine.has_work:
-            self._publish_stats(due=True)
+        if not self._has_work:
+            self._publish_stats(due=self._dead is None)
             self._handle(self._inbox.get())
         while not self._inbox.empty():
             self._handle(self._inbox.get())
-        if self._engine.has_work:
+        if self._has_work:
             self._emit(self._engine.step())
             self._publish_stats(due=self._clock() >= self._next_stats)
 
@@ -119,13 +137,27 @@ class EngineThread:
         if isinstance(message, Shutdown):
             self._drain_until = self._clock() + message.drain_s
         elif isinstance(message, Abort):
-            self._emit(self._engine.abort(message.request_id))
-        elif self._dead is not None:
-            self._emit([Failed(message.request.request_id, self._dead)])
-        elif self._drain_until is not None:
-            self._emit([Failed(message.request.request_id, ShuttingDown("the model is being unloaded"))])
+            self._handle_abort(message.request_id)
         else:
-            self._emit(self._engine.submit(message.request))
+            self._handle_submit(message.request)
+
+    def _handle_abort(self, request_id: int) -> None:
+        if request_id > self._newest_id:
+            self._early_aborts.add(request_id)
+        elif self._dead is None:
+            self._emit(self._engine.abort(request_id))
+
+    def _handle_submit(self, request: Request) -> None:
+        self._newest_id = max(self._newest_id, request.request_id)
+        if request.request_id in self._early_aborts:
+            self._early_aborts.discard(request.request_id)
+            self._emit([Aborted(request.request_id)])
+        elif self._dead is not None:
+            self._emit([Failed(request.request_id, self._dead)])
+        elif self._drain_until is not None:
+            self._emit([Failed(request.request_id, ShuttingDown("the model is being unloaded"))])
+        else:
+            self._emit(self._engine.submit(request))
 
     def _emit(self, events: list[Event]) -> None:
         if events:

@@ -35,11 +35,9 @@ def load_engine(directory: Path, manifest: ModelManifest, config: EngineConfig, 
     """
     if manifest.cache is None or "decoder" not in manifest.graphs:
         raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
-    if config.max_model_len > manifest.model.max_model_len:
-        raise ConfigError(
-            f"max_model_len: got {config.max_model_len}, allowed: at most {manifest.model.max_model_len}, the model's limit"
-        )
-    max_model_len = config.max_model_len or manifest.model.max_model_len
+    max_model_len = max_model_len_of(manifest, config)
+    runner = ModelRunner(directory, manifest, kv_cache_dtype=config.kv_cache_dtype, num_threads=config.num_threads)
+    # The weights are in memory now: what is free is what the pool can have.
     num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory())
     scheduler = Scheduler(
         StepLimits(config.max_num_seqs, config.max_batched_tokens),
@@ -48,12 +46,18 @@ def load_engine(directory: Path, manifest: ModelManifest, config: EngineConfig, 
         max_model_len=max_model_len,
         max_queue_size=config.max_queue_size,
     )
-    runner = ModelRunner(directory, manifest, kv_cache_dtype=config.kv_cache_dtype, num_threads=config.num_threads)
     kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
     engine = Engine(scheduler, runner, kv_cache, clock=clock, position_offset=manifest.position_offset)
     _log_pool(manifest.cache, config, num_blocks)
     warm_up(engine, min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1))
     return engine
+
+
+def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:
+    """Longest prompt + output in tokens. Raises ConfigError when the configuration wants more than the model can."""
+    if config.max_model_len > manifest.model.max_model_len or config.max_model_len == 1:
+        raise ConfigError(f"max_model_len: got {config.max_model_len}, allowed: 0, or 2 to {manifest.model.max_model_len}")
+    return config.max_model_len or manifest.model.max_model_len
 
 
 def warm_up(engine: Engine, num_tokens: int) -> None:
@@ -62,7 +66,7 @@ def warm_up(engine: Engine, num_tokens: int) -> None:
     Raises what the run failed with.
     """
     prompt = (0,) * max(1, num_tokens)
-    events: list[Event] = engine.submit(Request(WARM_UP_REQUEST_ID, prompt, SamplingParams(max_tokens=2, temperature=0.0), 0.0))
+    events: list[Event] = engine.submit(Request(WARM_UP_REQUEST_ID, prompt, SamplingParams(max_tokens=2, temperature=0.0)))
     while engine.has_work:
         events += engine.step()
     for event in events:
@@ -83,6 +87,7 @@ def load_text_generation(directory: Path, manifest: ModelManifest, config: Engin
         manifest,
         Tokenizer(directory, manifest.tokenizer),
         template,
+        max_model_len=max_model_len_of(manifest, config),
         random_seed=lambda: secrets.randbits(64),
         default_deadline_ms=config.default_deadline_ms,
     )

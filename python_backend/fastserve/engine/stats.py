@@ -14,7 +14,7 @@ class EngineStats:
     blocks_used: int = 0
     blocks_free: int = 0
     prompt_tokens: int = 0
-    """Prompt tokens computed (a recomputed token counts again)."""
+    """Of the requests that have drawn their first token."""
     generation_tokens: int = 0
     steps: int = 0
     preemptions: int = 0

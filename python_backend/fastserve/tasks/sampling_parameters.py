@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastserve.errors import InvalidRequest, UnsupportedFeature
+
+MAX_STOP_TOKEN_IDS = 1024
+
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: dividing logits by it would overflow."""
@@ -29,7 +34,9 @@ class Parameter:
 def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str):
-            value = float(value) if "." in value else int(value)
+            if not _WHOLE.fullmatch(value.strip()):
+                raise ValueError
+            value = int(float(value)) if "." in value else int(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != math.floor(value):
             raise ValueError
         if value < low or (high is not None and value > high):
@@ -67,7 +74,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_STOP_TOKEN_IDS:
         raise ValueError
     read = _whole(0)
     return tuple(read(item) for item in value)
@@ -96,7 +103,7 @@ PARAMETERS: dict[str, Parameter] = {
     "repetition_penalty": Parameter(_real(0.01, 100.0), "a number from 0.01 to 100", 1.0),
     "seed": Parameter(_whole(-(2**63), 2**64 - 1), "a whole number of at most 64 bits", None),
     "stop": Parameter(_texts, "a non-empty string or a list of at most 64 of them", ()),
-    "stop_token_ids": Parameter(_ids, "a list of token ids", ()),
+    "stop_token_ids": Parameter(_ids, f"a list of at most {MAX_STOP_TOKEN_IDS} token ids", ()),
     "ignore_eos": Parameter(read_truth, _TRUTH, False),
     "include_stop_str_in_output": Parameter(read_truth, _TRUTH, False),
     "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
@@ -119,6 +126,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "regex": (),
     "choice": (),
     "priority": (0,),
+    "return_timing": (False,),
 }
 """Keys of the contract that this version does not implement, with the values that ask for nothing and are accepted."""
 

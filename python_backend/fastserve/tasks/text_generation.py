@@ -8,7 +8,7 @@ from typing import Any
 
 from fastserve.core.events import TokenEvent
 from fastserve.core.request import FinishReason, Request, SamplingParams
-from fastserve.errors import FastServeError, InvalidRequest, ManifestError
+from fastserve.errors import FastServeError, InvalidRequest, ManifestError, RequestTooLong
 from fastserve.manifest import ModelManifest
 from fastserve.tasks.sampling_parameters import parse_sampling_parameters
 from fastserve.text.detokenizer import IncrementalDetokenizer, StopStrings
@@ -52,15 +52,19 @@ class TextGeneration:
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None,
         *,
+        max_model_len: int,
         random_seed: Callable[[], int],
         default_deadline_ms: int = 0,
     ) -> None:
-        """``random_seed``: gives requests without a seed one of their own. Raises ManifestError for bad sampling defaults."""
+        """``max_model_len``: longest prompt + output in tokens. ``random_seed``: gives requests without a seed one of
+        their own. Raises ManifestError for bad sampling defaults."""
         if manifest.tokenizer is None:
             raise ValueError("a text-generation model has a tokenizer")
         self.tokenizer = tokenizer
         self._vocab_size = manifest.model.vocab_size
-        self._eos_token_ids = frozenset(manifest.tokenizer.eos_token_ids)
+        # An id beyond the vocabulary is never drawn (a tokenizer may have more ids than the model has rows).
+        self._eos_token_ids = frozenset(id for id in manifest.tokenizer.eos_token_ids if id < manifest.model.vocab_size)
+        self._max_prompt_bytes = max_model_len * tokenizer.longest_token_bytes
         try:
             self._defaults = parse_sampling_parameters(manifest.generation, {})
         except FastServeError as error:
@@ -80,7 +84,6 @@ class TextGeneration:
             request_id=request_id,
             prompt_token_ids=token_ids,
             params=self._sampling_params(values, return_logprobs=item.return_logprobs),
-            arrival_time=now,
             deadline=now + deadline_ms / 1000 if deadline_ms else None,
         )
         excluded = item.exclude_input_in_output
@@ -107,23 +110,29 @@ class TextGeneration:
             if self._chat_template is None:
                 raise InvalidRequest("messages", list(messages), "text_input instead: this model has no chat template")
             text = self._chat_template.render(messages)
-            return text, self.tokenizer.encode(text, add_special_tokens=False)
+            return text, self._encode("messages", text, add_special_tokens=False)
         if item.input_ids is not None:
-            return None, self._check_ids(item.input_ids)
+            return None, self._check_ids("input_ids", item.input_ids)
         if not item.text:
             raise InvalidRequest("text_input", item.text or "", "a prompt that is not empty (or input_ids, or messages)")
-        token_ids = self.tokenizer.encode(item.text)
-        if not token_ids:
-            raise InvalidRequest("text_input", item.text, "a prompt of at least one token")
-        return item.text, token_ids
+        return item.text, self._encode("text_input", item.text, add_special_tokens=True)
 
-    def _check_ids(self, input_ids: Sequence[int]) -> tuple[int, ...]:
-        if not len(input_ids):
-            raise InvalidRequest("input_ids", [], "at least one token id")
-        for token_id in input_ids:
+    def _encode(self, field: str, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Tokens of a prompt. A text that cannot fit is refused before the work of tokenising it."""
+        size = len(text.encode())
+        if size > self._max_prompt_bytes:
+            raise RequestTooLong(
+                field, f"{size} bytes", f"at most {self._max_prompt_bytes}, the longest token for all of max_model_len"
+            )
+        return self._check_ids(field, self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def _check_ids(self, field: str, token_ids: Sequence[int]) -> tuple[int, ...]:
+        if not len(token_ids):
+            raise InvalidRequest(field, list(token_ids), "at least one token")
+        for token_id in (min(token_ids), max(token_ids)):
             if not 0 <= token_id < self._vocab_size:
-                raise InvalidRequest("input_ids", token_id, f"token ids from 0 to {self._vocab_size - 1}")
-        return tuple(input_ids)
+                raise InvalidRequest(field, token_id, f"token ids from 0 to {self._vocab_size - 1}")
+        return tuple(token_ids)
 
     def _sampling_params(self, values: Mapping[str, Any], *, return_logprobs: bool) -> SamplingParams:
         for token_id in values["stop_token_ids"]:
@@ -154,7 +163,8 @@ class GenerationStream:
     """Turns the tokens of one request into text. Owned by the thread that answers."""
 
     def __init__(self, prepared: PreparedGeneration, tokenizer: Tokenizer) -> None:
-        self._stop_token_ids = prepared.request.params.stop_token_ids
+        self._min_tokens = prepared.request.params.min_tokens
+        self._num_tokens = 0
         self._include_stop = prepared.include_stop
         self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=prepared.skip_special_tokens)
         self._stop = StopStrings(prepared.stop, include=prepared.include_stop)
@@ -163,10 +173,13 @@ class GenerationStream:
     def push(self, event: TokenEvent) -> GenerationDelta:
         """The text a token makes certain. When a stop string completes, the delta is the last one although the engine
         does not know it yet: the caller has to abort the request there."""
+        self._num_tokens += 1
         self._cumulative_logprob += event.logprob or 0.0
         reason = event.finish_reason
         stopped_by_token = reason is FinishReason.STOP
-        text = "" if stopped_by_token and not self._include_stop else self._stop.push(self._detokenizer.push(event.token_id))
+        text = "" if stopped_by_token and not self._include_stop else self._detokenizer.push(event.token_id)
+        if self._num_tokens > self._min_tokens:  # stop strings count from there on, as stop tokens do
+            text = self._stop.push(text)
         if reason is not None and not self._stop.found:
             text += self._stop.push(self._detokenizer.flush())
             text += self._stop.flush()

@@ -22,6 +22,8 @@ class Tokenizer:
             raise ManifestError(f"{directory / spec.file}: not a tokenizer file ({error})") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self.longest_token_bytes = max(len(token.encode()) for token in self._tokenizer.get_vocab(with_added_tokens=True))
+        """No token stands for more bytes of text than this."""
 
     @property
     def size(self) -> int:
@@ -30,7 +32,9 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """``add_special_tokens``: put the model's own begin / end tokens around the text (a rendered chat has them already)."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # The batch call releases the GIL, so that a long text does not hold up the other threads.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Bytes that are not valid UTF-8 appear as U+FFFD."""

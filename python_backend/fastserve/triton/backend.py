@@ -13,7 +13,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from fastserve.config import EngineConfig
-from fastserve.errors import EngineDead, FastServeError
+from fastserve.errors import FastServeError, RequestUnreadable
 from fastserve.manifest import ModelManifest
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, TensorIO
 
@@ -80,7 +80,11 @@ class TritonPythonModel:
         from fastserve.triton.protocol import parse_generation
         from fastserve.triton.responder import Rejected, ResponseStream
 
-        channel = TritonChannel(request)
+        try:
+            channel = TritonChannel(request)
+        except Exception:
+            logger.exception("Triton gave no way to answer a request")
+            return
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             item, flags = parse_generation(tensors, json.loads(request.parameters() or "{}"))
@@ -90,7 +94,9 @@ class TritonPythonModel:
             self._outbox.put(Rejected(channel, error))
         except Exception as error:  # a bug in parsing: this request is answered, the others go on
             logger.exception("a request could not be read")
-            self._outbox.put(Rejected(channel, EngineDead(f"the request could not be read ({type(error).__name__}: {error})")))
+            self._outbox.put(
+                Rejected(channel, RequestUnreadable(f"the request could not be read ({type(error).__name__}: {error})"))
+            )
         else:
             self._engine.submit(prepared.request)
 

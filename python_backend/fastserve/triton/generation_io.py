@@ -31,6 +31,7 @@ TEXT_GENERATION_INPUTS: tuple[TensorIO, ...] = (
     TensorIO("return_num_input_tokens", "TYPE_BOOL", (1,), optional=True),
     TensorIO("return_num_output_tokens", "TYPE_BOOL", (1,), optional=True),
     TensorIO("return_output_ids", "TYPE_BOOL", (1,), optional=True),
+    TensorIO("return_timing", "TYPE_BOOL", (1,), optional=True),
 )
 
 TEXT_GENERATION_OUTPUTS: tuple[TensorIO, ...] = (

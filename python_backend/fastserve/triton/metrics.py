@@ -29,7 +29,7 @@ GAUGES = (
     Family("fastserve:kv_blocks_free", "KV blocks that are free", "blocks_free"),
 )
 COUNTERS = (
-    Family("vllm:prompt_tokens_total", "Prompt tokens computed", "prompt_tokens"),
+    Family("vllm:prompt_tokens_total", "Prompt tokens of the requests that got their first token", "prompt_tokens"),
     Family("vllm:generation_tokens_total", "Tokens generated", "generation_tokens"),
     Family("vllm:num_preemptions_total", "Requests whose KV blocks were taken away to be recomputed", "preemptions"),
     Family("fastserve:iterations_total", "Iterations of the model", "steps"),
@@ -47,7 +47,7 @@ class TritonMetrics:
         self._gauges = {family.field: self._metric(family, pb_utils.MetricFamily.GAUGE) for family in GAUGES}
         self._counters = {family.field: self._metric(family, pb_utils.MetricFamily.COUNTER) for family in COUNTERS}
         self._endings: dict[str, Any] = {}
-        self._last = EngineStats()
+        self._shown: dict[str, float] = {}  # what the page says, by field of EngineStats
 
     def _metric(self, family: Family, kind: Any, **labels: str) -> Any:
         if family.name not in self._families:
@@ -57,12 +57,13 @@ class TritonMetrics:
     def update(self, stats: EngineStats) -> None:
         """Show a snapshot. Only what changed is sent."""
         for field, metric in self._gauges.items():
-            if getattr(stats, field) != getattr(self._last, field):
+            if getattr(stats, field) != self._shown.get(field, 0):
                 metric.set(getattr(stats, field))
+                self._shown[field] = getattr(stats, field)
         for field, metric in self._counters.items():
-            if (growth := getattr(stats, field) - getattr(self._last, field)) > 0:
+            if (growth := getattr(stats, field) - self._shown.get(field, 0)) > 0:
                 metric.increment(growth)
-        self._last = stats
+                self._shown[field] = getattr(stats, field)
 
     def count_ending(self, ending: str) -> None:
         if ending not in self._endings:

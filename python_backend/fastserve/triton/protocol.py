@@ -16,6 +16,10 @@ from fastserve.tasks.sampling_parameters import read_truth
 from fastserve.tasks.text_generation import GenerationInput
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS
 
+UNSUPPORTED_FLAGS = ("return_logprobs", "return_timing")
+TENSORS_ONLY = ("text_input", "input_ids", "sampling_parameters")
+"""Inputs that cannot come as request parameters."""
+
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
@@ -37,8 +41,9 @@ def parse_generation(tensors: Tensors, parameters: Mapping[str, Any]) -> tuple[G
     Raises InvalidRequest or UnsupportedFeature naming the field.
     """
     reader = _Reader(tensors, parameters)
-    if reader.truth("return_logprobs"):
-        raise UnsupportedFeature("return_logprobs", "log-probabilities of alternatives are not supported by this version")
+    for name in UNSUPPORTED_FLAGS:
+        if reader.truth(name):
+            raise UnsupportedFeature(name, "not supported by this version")
     flags = ReturnFlags(**{field.name: bool(reader.truth(f"return_{field.name}")) for field in dataclasses.fields(ReturnFlags)})
     item = GenerationInput(
         text=reader.text("text_input"),
@@ -81,9 +86,12 @@ class _Reader:
 
     def ids(self, name: str) -> list[int] | None:
         tensor = self._tensors.get(name)
-        return None if tensor is None else [int(value) for value in tensor.reshape(-1)]
+        return None if tensor is None else tensor.reshape(-1).tolist()
 
     def sampling_parameters(self) -> Mapping[str, Any]:
+        for name in TENSORS_ONLY:
+            if name in self._parameters:
+                raise InvalidRequest(name, self._parameters[name], "an input tensor of this name, not a request parameter")
         text = self.text("sampling_parameters")
         if text is None:
             own = {spec.name for spec in TEXT_GENERATION_INPUTS}

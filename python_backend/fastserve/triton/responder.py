@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 CANCEL_SWEEP_S = 0.1
 """Seconds between two looks for cancelled requests."""
 CANCEL_SWEEP_SIZE = 64
-"""Requests looked at in one sweep: each look is a round trip to the server, so thousands of waiting requests take turns."""
+"""Waiting requests asked about in one sweep: each look is a round trip to the server, so thousands of them take turns."""
+CANCEL_SWEEP_REST = 4.0
+"""A sweep that took long is followed by a pause of this many times as long: sending tokens comes first."""
 
 
 class Channel(Protocol):
@@ -59,10 +61,13 @@ class ResponseStream:
         self._flags = flags
         self._generation = GenerationStream(prepared, tokenizer)
         self._texts = [prepared.echo]
+        self.started = False
+        """Whether its first token has come."""
         self._token_ids: list[int] = []
 
     def push(self, event: TokenEvent) -> FinishReason | None:
         """Send what the token adds (streaming) or keep it; returns the finish reason once the whole answer is sent."""
+        self.started = True
         delta = self._generation.push(event)
         if self._prepared.stream:
             text, token_ids = delta.text, delta.token_ids
@@ -96,7 +101,7 @@ class Responder:
         self._abort = abort
         self._metrics = metrics
         self._streams: dict[int, ResponseStream] = {}
-        self._sweep: deque[int] = deque()  # request ids in the order they are asked about; ended ones drop out
+        self._turns: deque[int] = deque()  # requests that wait, in the order they are asked about; others drop out
         self._thread = threading.Thread(target=self._main, name="fastserve-responder", daemon=True)
 
     def start(self) -> None:
@@ -114,21 +119,21 @@ class Responder:
                 self._handle(message)
             except queue.Empty:
                 pass
-            except Exception:  # a bug, or the server refused a metric: whoever waits for an answer must still get it
-                logger.exception("a message to the responder could not be handled")
             if self._streams and time.monotonic() >= next_sweep:
+                started = time.monotonic()
                 self._abort_cancelled()
-                next_sweep = time.monotonic() + CANCEL_SWEEP_S
+                pause = max(CANCEL_SWEEP_S, CANCEL_SWEEP_REST * (time.monotonic() - started))
+                next_sweep = time.monotonic() + pause
 
     def _handle(self, message: object) -> None:
         if isinstance(message, ResponseStream):
             self._streams[message.request_id] = message
-            self._sweep.append(message.request_id)
+            self._turns.append(message.request_id)
         elif isinstance(message, list):
             for event in message:
                 self._handle_event(event)
         elif isinstance(message, EngineStats):
-            self._metrics.update(message)
+            self._guard(lambda: self._metrics.update(message), "metrics could not be updated")
         elif isinstance(message, Rejected):
             self._fail(message.channel, message.error)
 
@@ -144,42 +149,57 @@ class Responder:
             reason = stream.push(event)
         except Exception:  # the client's way back is gone or its text cannot be made: this request ends, no other
             logger.exception("request %d could not be answered", event.request_id)
-            self._withdraw(stream, RequestCancelled())
+            self._withdraw(stream)
             return
         if reason is not None:
             del self._streams[event.request_id]
-            self._metrics.count_ending(reason.value)
             if event.finish_reason is None:  # a stop string: the engine does not know yet
                 self._abort(event.request_id)
+            self._count(reason.value)
 
     def _abort_cancelled(self) -> None:
+        """Ask about every request that has begun to be answered, and about some of those that wait, in turns."""
+        for stream in [stream for stream in self._streams.values() if stream.started]:
+            self._ask(stream)
         asked = 0
-        for _ in range(len(self._sweep)):
-            request_id = self._sweep.popleft()
-            stream = self._streams.get(request_id)
-            if stream is None:
-                continue
-            asked += 1
-            try:
-                cancelled = stream.channel.is_cancelled()
-            except Exception:  # the client's way back is gone: nobody is left to read an answer
-                logger.exception("request %d could not be asked about", request_id)
-                cancelled = True
-            if cancelled:
-                self._withdraw(stream, RequestCancelled())
-            else:
-                self._sweep.append(request_id)
+        for _ in range(len(self._turns)):
             if asked == CANCEL_SWEEP_SIZE:
                 break
+            request_id = self._turns.popleft()
+            waiting = self._streams.get(request_id)
+            if waiting is None or waiting.started:
+                continue
+            asked += 1
+            if self._ask(waiting):
+                self._turns.append(request_id)
 
-    def _withdraw(self, stream: ResponseStream, error: FastServeError) -> None:
+    def _ask(self, stream: ResponseStream) -> bool:
+        """Whether the client still wants its answer; if not, the request ends."""
+        try:
+            cancelled = stream.channel.is_cancelled()
+        except Exception:  # the client's way back is gone: nobody is left to read an answer
+            logger.exception("request %d could not be asked about", stream.request_id)
+            cancelled = True
+        if cancelled:
+            self._withdraw(stream)
+        return not cancelled
+
+    def _withdraw(self, stream: ResponseStream) -> None:
+        """The client is gone: free what its request holds and say so to whoever may still listen."""
         del self._streams[stream.request_id]
         self._abort(stream.request_id)
-        self._fail(stream.channel, error)
+        self._fail(stream.channel, RequestCancelled())
 
     def _fail(self, channel: Channel, error: FastServeError) -> None:
-        self._metrics.count_ending(error.code.value.lower())
+        self._guard(lambda: channel.fail(error), f"an error could not be delivered: {error}")
+        self._count(error.code.value.lower())
+
+    def _count(self, ending: str) -> None:
+        self._guard(lambda: self._metrics.count_ending(ending), "an ending could not be counted")
+
+    def _guard(self, action: Callable[[], None], problem: str) -> None:
+        """Do what Triton may refuse; whoever waits for an answer must get it all the same."""
         try:
-            channel.fail(error)
+            action()
         except Exception:
-            logger.exception("an error could not be delivered: %s", error)
+            logger.exception(problem)

@@ -13,6 +13,11 @@ from fastserve.config import EngineConfig
 from fastserve.errors import ConfigError
 from fastserve.manifest import CacheSpec
 
+CONTROL_GROUP_FILES = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),  # version 2
+    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),  # version 1
+)
+
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -25,9 +30,7 @@ class KVCache:
     """
 
     def __init__(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: str) -> None:
-        self.num_blocks = num_blocks
         self.block_size = block_size
-        self.dtype = dtype
         self.keys: list[npt.NDArray[Any]] = []
         self.values: list[npt.NDArray[Any]] = []
         for layer in spec.layers:
@@ -60,9 +63,14 @@ def num_blocks_for(config: EngineConfig, spec: CacheSpec, max_model_len: int, fr
     return num_blocks
 
 
-def read_free_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes the machine can still give (``MemAvailable``)."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError(f"{meminfo} has no MemAvailable line; set kv_cache_bytes")
+def read_free_memory(root: Path = Path("/")) -> int:
+    """Bytes that are still free: the machine's ``MemAvailable``, or less where a control group (a container) has a limit."""
+    meminfo = (root / "proc/meminfo").read_text()
+    available = next((int(line.split()[1]) * 1024 for line in meminfo.splitlines() if line.startswith("MemAvailable:")), None)
+    if available is None:
+        raise ConfigError("/proc/meminfo has no MemAvailable line; set kv_cache_bytes")
+    for limit_file, usage_file in CONTROL_GROUP_FILES:
+        limit, usage = root / limit_file, root / usage_file
+        if limit.is_file() and usage.is_file() and (text := limit.read_text().strip()) != "max":
+            available = min(available, max(0, int(text) - int(usage.read_text())))
+    return available

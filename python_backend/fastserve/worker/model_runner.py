@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fastserve.errors import ConfigError, StepFailed
+from fastserve.errors import ConfigError, ManifestError, StepFailed
 from fastserve.manifest import ModelManifest, TensorSpec
 from fastserve.worker.batch import ForwardBatch
 from fastserve.worker.kernels import library_path
 from fastserve.worker.kv_cache import KVCache
+
+BATCH_FIELDS = frozenset(field.name for field in dataclasses.fields(ForwardBatch))
 
 RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
 """ORT errors that a second try may survive: another process may have returned memory meanwhile."""
@@ -39,9 +42,14 @@ class ModelRunner:
         graph = manifest.graphs[role]
         if kv_cache_dtype not in graph.files:
             raise ConfigError(f"kv_cache_dtype: got {kv_cache_dtype}, allowed: {' or '.join(graph.files)} (graphs of this model)")
-        self._session = ort.InferenceSession(
-            str(directory / graph.files[kv_cache_dtype]), _session_options(num_threads), providers=["CPUExecutionProvider"]
-        )
+        options = _session_options(num_threads)
+        file = directory / graph.files[kv_cache_dtype]
+        try:
+            self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ORT's exceptions share no base class below Exception
+            raise ManifestError(f"{file}: ONNX Runtime cannot load it ({error})") from None
+        if unknown := [spec.name for spec in graph.inputs if not _is_cache(spec.name) and spec.name not in BATCH_FIELDS]:
+            raise ManifestError(f"{file}: takes {', '.join(unknown)}, which this version does not provide")
         self._binding = self._session.io_binding()
         self._inputs: tuple[TensorSpec, ...] = tuple(spec for spec in graph.inputs if not _is_cache(spec.name))
         self._vocab_size = manifest.model.vocab_size

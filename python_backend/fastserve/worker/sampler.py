@@ -6,6 +6,7 @@ The order of the steps is transformers' (``GenerationMixin``): penalties, minimu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -14,9 +15,14 @@ import numpy.typing as npt
 from fastserve.core.plan import SampledToken
 from fastserve.core.request import SamplingParams
 from fastserve.core.sequence import Sequence
-from fastserve.errors import StepFailed
+from fastserve.errors import FastServeError, InvalidRequest, StepFailed
+
+logger = logging.getLogger(__name__)
 
 Logits = npt.NDArray[np.float32]
+
+NUCLEUS_GUESS = 1024
+"""A top-p nucleus is looked for among this many best tokens before all are sorted."""
 
 _MASK64 = (1 << 64) - 1
 
@@ -40,15 +46,23 @@ def _mix(value: int) -> int:
 class Sampler:
     """Draws one token for each row of logits. Stateless."""
 
-    def sample(self, logits: Logits, sequences: Items[Sequence]) -> list[SampledToken | StepFailed]:
+    def sample(self, logits: Logits, sequences: Items[Sequence]) -> list[SampledToken | FastServeError]:
         """``logits``: [num_rows, vocab_size], row i belongs to ``sequences[i]``; not modified.
 
-        A row without a finite maximum (a broken model, a poisoned cache) gives a StepFailed for that row alone.
+        What goes wrong in a row (logits that are not finite, parameters that exclude every token) is the error of that
+        row alone.
         """
         best = np.argmax(logits, axis=1).tolist() if len(sequences) else []
-        return [self._sample_row(row, sequence, first) for row, sequence, first in zip(logits, sequences, best, strict=True)]
+        return [self._sample_or_fail(row, sequence, first) for row, sequence, first in zip(logits, sequences, best, strict=True)]
 
-    def _sample_row(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | StepFailed:
+    def _sample_or_fail(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | FastServeError:
+        try:
+            return self._sample_row(row, sequence, best)
+        except Exception as error:  # a bug met by one request's parameters: its neighbours keep their tokens
+            logger.exception("request %d could not be sampled", sequence.request.request_id)
+            return StepFailed(f"the token could not be sampled ({type(error).__name__}: {error})")
+
+    def _sample_row(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | FastServeError:
         params = sequence.request.params
         if not np.isfinite(row[best]):
             return StepFailed("the model's logits for this request are not finite")
@@ -56,7 +70,9 @@ class Sampler:
         if not (params.greedy and not params.has_penalties and not params.min_tokens):
             processed = process_logits(row, sequence)
             if not np.isfinite(processed.max()):
-                return StepFailed("no token is left to choose: the model and the request's parameters exclude every one")
+                return InvalidRequest(
+                    "min_tokens", params.min_tokens, "a value that leaves a token to choose beside stop_token_ids"
+                )
             if params.greedy:
                 token_id = int(np.argmax(processed))
             else:
@@ -70,7 +86,7 @@ def process_logits(row: Logits, sequence: Sequence) -> Logits:
     row = row.astype(np.float32, copy=True)
     if params.has_penalties:
         _penalise(row, sequence)
-    if len(sequence.output_token_ids) + 1 < params.min_tokens:
+    if len(sequence.output_token_ids) < params.min_tokens:
         row[list(params.stop_token_ids)] = -np.inf
     if params.greedy or not np.isfinite(row.max()):
         return row
@@ -100,12 +116,19 @@ def _penalise(row: Logits, sequence: Sequence) -> None:
 
 def _keep_top_p(row: Logits, params: SamplingParams) -> None:
     """Nucleus sampling (Holtzman et al., 2020): the smallest set of tokens whose probability reaches top_p."""
-    candidates = np.flatnonzero(row > -np.inf)
-    order = candidates[np.argsort(row[candidates], kind="stable")]  # ascending
-    probabilities = _softmax(row[order])
-    drop = np.cumsum(probabilities) <= 1.0 - params.top_p
-    drop[-1] = False
-    row[order[drop]] = -np.inf
+    weights = np.exp(row.astype(np.float64) - float(row.max()))
+    total = float(weights.sum())
+    candidates = np.flatnonzero(weights)
+    if len(candidates) > NUCLEUS_GUESS:
+        guess = np.flatnonzero(row >= np.partition(row, -NUCLEUS_GUESS)[-NUCLEUS_GUESS])
+        if weights[guess].sum() >= params.top_p * total:
+            candidates = guess
+    order = candidates[np.argsort(row[candidates], kind="stable")][::-1]  # the likeliest first
+    mass = weights[order] / total
+    kept = order[np.cumsum(mass) - mass < params.top_p]
+    values = row[kept]
+    row[:] = -np.inf
+    row[kept] = values
 
 
 def draw(row: Logits, number: float) -> int:

@@ -1,0 +1,51 @@
+"""The responder when Triton refuses something, and when many clients go away at once."""
+
+from __future__ import annotations
+
+from fastserve.core.events import Failed, TokenEvent
+from fastserve.core.request import FinishReason
+from fastserve.engine.stats import EngineStats
+from fastserve.errors import StepFailed
+from fastserve.triton import responder as responder_module
+from tests.doubles import RecordingMetrics
+from tests.unit.test_responder import Scene
+
+
+class RefusingMetrics(RecordingMetrics):
+    """Triton has lost the metrics."""
+
+    def update(self, stats):
+        raise RuntimeError("no metrics")
+
+    def count_ending(self, ending):
+        raise RuntimeError("no metrics")
+
+
+def test_metrics_that_cannot_be_written_cost_nobody_an_answer(caplog):
+    scene = Scene()
+    scene.responder._metrics = RefusingMetrics()
+    failing, stopped, neighbour = scene.open(1), scene.open(2, stop="x"), scene.open(3)
+    scene.outbox.put(EngineStats(running=3))
+    scene.outbox.put([Failed(1, StepFailed("broken")), TokenEvent(2, ord("x"), None, None), TokenEvent(3, 65, None, None)])
+    scene.tokens(3, "b", FinishReason.LENGTH)
+    assert scene.finish() == [2]
+    assert [channel.endings for channel in (failing, stopped, neighbour)] == [1, 1, 1]
+    assert neighbour.text() == "Ab"
+    assert "could not be counted" in caplog.text
+
+
+def test_requests_that_are_being_answered_are_asked_in_every_sweep_whoever_waits(monkeypatch):
+    scene = Scene()
+    monkeypatch.setattr(responder_module, "CANCEL_SWEEP_SIZE", 1)
+    served = [scene.open(request_id) for request_id in (1, 2, 3)]
+    waiting = [scene.open(request_id) for request_id in range(10, 20)]
+    for request_id in (1, 2, 3):
+        scene.responder._handle(scene.outbox.get())
+        scene.responder._handle([TokenEvent(request_id, 65, None, None)])
+    while not scene.outbox.empty():
+        scene.responder._handle(scene.outbox.get())
+    for channel in served + waiting:
+        channel.cancelled = True
+    scene.responder._abort_cancelled()
+    assert [channel.endings for channel in served] == [1, 1, 1]
+    assert sum(channel.endings for channel in waiting) == 1
