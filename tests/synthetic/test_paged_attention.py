@@ -266,3 +266,18 @@ def test_a_library_that_was_not_built_is_reported_with_the_way_to_build_it(
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(ToolError, match="not built; `pip install"):
         kernels.library_path()
+
+
+def test_a_pool_of_more_than_two_to_the_31_elements_is_addressed_right() -> None:
+    shape = Shape(num_heads=8, kv_num_heads=8, head_size=256, block_size=256, kv_dtype="fp16")
+    tokens = random_tokens(shape, [300])
+    num_blocks = 2**31 // (8 * 256 * 256) + 5
+    pool = Pool(shape, [300])
+    # Never touched but for two blocks: the operating system commits memory on the first write.
+    pool.key_cache = np.zeros((num_blocks, 8, 256, 256), np.float16)
+    pool.value_cache = np.zeros((num_blocks, 8, 256, 256), np.float16)
+    pool.tables = [np.array([num_blocks - 1, num_blocks - 2], np.int32)]
+    (rows,) = run_steps(make_session(shape), pool, tokens, whole([300]))
+    assert pool.key_cache.size > 2**31
+    np.testing.assert_allclose(rows, oracle(shape, tokens[0]), atol=2e-5)
+    assert not pool.key_cache[:4].any()

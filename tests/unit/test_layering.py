@@ -1,4 +1,4 @@
-"""Folder = layer: imports go one way (DESIGN section 2), and files stay small enough to read. Checked on the syntax trees."""
+"""Folder = layer: imports go one way, and files stay small enough to read. Checked on the syntax trees."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ RULES = {
         lazily={"fastserve.export.command", "fastserve.export.options", "fastserve.worker.kernels"},
     ),
     "export": rule(
-        "core worker text export",
+        "worker text tasks export",
         "numpy torch transformers onnx onnx_ir onnxscript tokenizers safetensors huggingface_hub gguf accelerate rich",
         modules={"fastserve.triton.generation_io"},
     ),
