@@ -117,7 +117,6 @@ def test_a_stream_sends_only_what_is_new(server):
 def test_a_stream_that_asks_for_the_prompt_is_refused(server):
     with pytest.raises(Refused) as caught:
         streamed(server, "llama", GREEDY, text_input=PROMPT, exclude_input_in_output=False)
-    assert caught.value.status == "INVALID_ARGUMENT"
     assert caught.value.message.startswith("exclude_input_in_output: got False, allowed: true when stream is true")
 
 

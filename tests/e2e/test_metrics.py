@@ -1,0 +1,149 @@
+"""The numbers on Triton's /metrics page: all there, labelled, and exact."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from tests.e2e.metrics_page import read_metric, wait_until
+from tests.e2e.served_models import SERVED
+from tests.e2e.test_contract_wire import Refused, ask_grpc, grpc_message, open_channel, question, start_call
+
+MODEL = "qwen2"
+FAMILIES = {
+    "vllm:num_requests_running": "gauge",
+    "vllm:num_requests_waiting": "gauge",
+    "vllm:prompt_tokens_total": "counter",
+    "vllm:generation_tokens_total": "counter",
+    "vllm:num_preemptions_total": "counter",
+    "fastserve:kv_blocks_used": "gauge",
+    "fastserve:kv_blocks_free": "gauge",
+    "fastserve:iterations_total": "counter",
+    "fastserve:iteration_seconds_total": "counter",
+    "fastserve:requests_total": "counter",
+}
+TEXT = {"text_input": "hello"}
+FOREVER = {"temperature": 0, "ignore_eos": True, "max_tokens": 15_000}
+ENDINGS = {
+    "stop": question({"stop_token_ids": list(range(269))}, **TEXT),
+    "length": question({"max_tokens": 2, "ignore_eos": True}, **TEXT),
+    "invalid_arg": question({"temperature": -1}, **TEXT),
+    "unsupported": question({"n": 2}, **TEXT),
+    "unavailable": question(FOREVER | {"deadline_ms": 1}, input_ids=[5] * 200),
+}
+
+
+def page(server):
+    return httpx.get(server.metrics_url, trust_env=False).text
+
+
+def counters(server, model=MODEL):
+    return {family: read_metric(server, family, model) for family, kind in FAMILIES.items() if kind == "counter"}
+
+
+def endings(server, model=MODEL):
+    names = (*ENDINGS, "cancelled")
+    return {name: read_metric(server, "fastserve:requests_total", model, ending=name) for name in names}
+
+
+def test_every_family_is_there_with_its_kind_and_help(server):
+    ask_grpc(server, grpc_message(MODEL, ENDINGS["length"]))
+    wait_until(lambda: "fastserve:requests_total{" in page(server), 5)
+    kinds = dict(re.findall(r"^# TYPE ((?:vllm|fastserve):\S+) (\w+)$", page(server), re.MULTILINE))
+    assert kinds == FAMILIES
+    helps = dict(re.findall(r"^# HELP ((?:vllm|fastserve):\S+) (\S.*)$", page(server), re.MULTILINE))
+    assert set(helps) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "fastserve:requests_total"])
+def test_every_model_has_a_line_with_its_name_and_version(server, family):
+    lines = re.findall(rf"^{family}{{(.*)}} (\S+)$", page(server), re.MULTILINE)
+    labels = [dict(re.findall(r'(\w+)="([^"]*)"', line)) for line, _ in lines]
+    assert sorted(label["model"] for label in labels) == sorted(SERVED)
+    assert all(label == {"model": label["model"], "version": "1", "instance": f"{label['model']}_0_0"} for label in labels)
+    assert all(float(value) >= 0 for _, value in lines)
+
+
+def test_tokens_and_iterations_of_a_request_are_counted_exactly(server):
+    before = counters(server)
+    ask_grpc(server, grpc_message(MODEL, question({"max_tokens": 5, "ignore_eos": True}, input_ids=[40] * 7)))
+    wait_until(
+        lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) >= before["vllm:generation_tokens_total"] + 5, 5
+    )
+    after = counters(server)
+    growth = {family: after[family] - before[family] for family in after}
+    seconds = growth.pop("fastserve:iteration_seconds_total")
+    assert growth == {
+        "vllm:prompt_tokens_total": 7,
+        "vllm:generation_tokens_total": 5,
+        "vllm:num_preemptions_total": 0,
+        "fastserve:iterations_total": 5,  # the prompt's gives the first token
+        "fastserve:requests_total": 1,
+    }
+    assert 0 < seconds < 5
+
+
+def test_a_prompt_in_chunks_counts_every_token_once(server):
+    before = counters(server)
+    ask_grpc(server, grpc_message(MODEL, question({"max_tokens": 1, "ignore_eos": True}, input_ids=[40] * 100)))
+    wait_until(lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) > before["vllm:generation_tokens_total"], 5)
+    after = counters(server)
+    assert after["vllm:prompt_tokens_total"] - before["vllm:prompt_tokens_total"] == 100
+    assert after["fastserve:iterations_total"] - before["fastserve:iterations_total"] == 3  # 48 tokens each
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_request_is_counted_once_by_how_it_ended(server, ending):
+    before = endings(server)
+    try:
+        ask_grpc(server, grpc_message(MODEL, ENDINGS[ending]))
+    except Refused:
+        assert ending not in ("stop", "length")
+    else:
+        assert ending in ("stop", "length")
+    wait_until(lambda: endings(server) != before, 5)
+    assert endings(server) == before | {ending: before[ending] + 1}
+
+
+def test_a_cancelled_request_is_counted_as_cancelled_only(server):
+    before = endings(server, "llama-long")
+    with open_channel(server) as channel:
+        call = start_call(channel, grpc_message("llama-long", question(FOREVER, stream=True, **TEXT)))
+        next(call)
+        call.cancel()
+        wait_until(lambda: endings(server, "llama-long") != before, 5)
+    assert endings(server, "llama-long") == before | {"cancelled": before["cancelled"] + 1}
+
+
+def test_the_gauges_show_what_runs_and_waits_and_the_blocks_add_up(server):
+    def gauges():
+        return [read_metric(server, family, "llama-small-queue") for family, kind in FAMILIES.items() if kind == "gauge"]
+
+    wait_until(lambda: gauges()[:3] == [0, 0, 0], 30)
+    pool = gauges()[3]
+    assert pool == 16384 / 16
+    with open_channel(server) as channel:
+        message = grpc_message("llama-small-queue", question(FOREVER, input_ids=[5] * 100))
+        calls = [start_call(channel, message) for _ in range(3)]
+        wait_until(lambda: gauges()[:2] == [1, 2], 10)
+        wait_until(lambda: gauges()[2] >= 7 and sum(gauges()[2:]) == pool, 5)  # two reads may lie across an update
+        for call in calls:
+            call.cancel()
+    wait_until(lambda: gauges() == [0, 0, 0, pool], 5)
+
+
+def test_preemptions_are_counted_and_their_tokens_are_not_counted_again(server):
+    """Sixteen growing requests cannot all keep their blocks in a pool of 24."""
+    model = "llama-small-pool"
+    before = counters(server, model)
+    with open_channel(server) as channel:
+        message = grpc_message(model, question({"temperature": 0, "ignore_eos": True, "max_tokens": 60}, input_ids=[5] * 30))
+        calls = [start_call(channel, message) for _ in range(16)]
+        assert all(len(list(call)) == 1 for call in calls)
+    wait_until(lambda: read_metric(server, "vllm:num_requests_running", model) == 0, 5)
+    after = counters(server, model)
+    assert after["vllm:num_preemptions_total"] > before["vllm:num_preemptions_total"]
+    assert after["vllm:prompt_tokens_total"] - before["vllm:prompt_tokens_total"] == 16 * 30
+    assert after["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"] == 16 * 60

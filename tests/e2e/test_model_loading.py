@@ -1,0 +1,300 @@
+"""Loading, refusing to load, unloading and loading again, on a Triton of its own in the mode "explicit"."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+
+import httpx
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from fastserve.config import EngineConfig
+from fastserve.export.options import ExportOptions
+from fastserve.export.text_generation import export_model
+from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+from tests.e2e.metrics_page import read_metric, wait_until
+from tests.e2e.test_contract_errors import Neighbour
+from tests.e2e.test_contract_wire import ask_http, grpc_message, open_channel, question, rows_of, start_call
+
+BARE = 'backend: "fastserve"\n'
+GREEDY = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
+BAD_PARAMETERS = {
+    "policy": ("lifo", "'lifo'"),
+    "max_num_seqs": ("0", "0"),
+    "max_batched_tokens": ("many", "'many'"),
+    "max_queue_size": ("0", "0"),
+    "max_model_len": ("-1", "-1"),
+    "block_size": ("24", "24"),
+    "kv_cache_bytes": ("1.5", "'1.5'"),
+    "kv_cache_memory_fraction": ("nan", "nan"),
+    "kv_cache_dtype": ("int3", "'int3'"),
+    "num_threads": ("-1", "-1"),
+    "default_deadline_ms": ("1e99", "'1e99'"),
+    "drain_timeout_s": ("-0.5", "-0.5"),
+}
+"""For each key of the configuration a value that is not allowed, and how the message shows it."""
+CONTRADICTIONS = {
+    "fewer tokens than sequences": (
+        {"max_batched_tokens": "8", "max_num_seqs": "9"},
+        "max_batched_tokens: got 8",
+        "max_num_seqs (9)",
+    ),
+    "longer than the model": ({"max_model_len": "16385"}, "max_model_len: got 16385", "to 16384"),
+    "no room for a block": ({"kv_cache_bytes": "100"}, "kv_cache_bytes: got 100", "at least 8192 (one block of 16 tokens)"),
+    "unknown key": ({"max_num_seq": "5"}, "max_num_seq: unknown key in config.pbtxt parameters", "max_num_seqs"),
+}
+
+
+class Repository:
+    """The models of a running Triton: adds, loads, unloads."""
+
+    def __init__(self, launcher, folder, template):
+        self.launcher, self._folder, self._template = launcher, folder, template
+
+    def add(self, name, parameters=None, config=BARE):
+        """A copy of the exported model with a config.pbtxt of its own; returns its folder."""
+        folder = self._folder / name
+        shutil.copytree(self._template, folder)
+        self.configure(name, parameters, config)
+        return folder
+
+    def configure(self, name, parameters=None, config=BARE):
+        lines = [
+            f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}' for key, value in (parameters or {}).items()
+        ]
+        (self._folder / name / "config.pbtxt").write_text("\n".join([config, *lines, ""]))
+
+    def http(self, method, path, body=None):
+        return httpx.request(method, f"{self.launcher.http_url}/v2/{path}", json=body, trust_env=False, timeout=60, verify=False)
+
+    def load(self, name):
+        return self.http("POST", f"repository/models/{name}/load")
+
+    def unload(self, name):
+        assert self.http("POST", f"repository/models/{name}/unload").status_code == 200
+
+    def state(self, name):
+        (entry,) = [entry for entry in self.http("POST", "repository/index").json() if entry["name"] == name]
+        return entry.get("state", ""), entry.get("reason", "")
+
+    def is_ready(self, name):
+        return self.http("GET", f"models/{name}/ready").status_code == 200
+
+    def answer(self, name):
+        (row,) = ask_http(self.launcher, name, question(GREEDY, text_input="hello", returns=("output_ids",)))
+        return row["output_ids"]
+
+    def stubs(self, name):
+        """The processes that run a model."""
+        found = []
+        for child in psutil.Process(self.launcher.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found += [child] if any(f"/{name}/1/" in argument for argument in child.cmdline()) else []
+        return found
+
+
+@pytest.fixture(scope="module")
+def repository(sources, tmp_path_factory):
+    """With one model loaded, ``good``, whose config.pbtxt is the one that export wrote."""
+    exports, folder = tmp_path_factory.mktemp("export"), tmp_path_factory.mktemp("explicit")
+    export_model(str(sources["llama-long"]), ExportOptions(output=exports, name="llama-long"))
+    shutil.copytree(exports / "llama-long", folder / "good")
+    options = LaunchOptions(ready_timeout_s=60.0, model_control_mode="explicit", load_models=("good",))
+    with TritonLauncher(folder, options) as launcher:
+        yield Repository(launcher, folder, exports / "llama-long")
+
+
+@pytest.fixture(scope="module")
+def expected(repository):
+    return repository.answer("good")
+
+
+def assert_refused(repository, name, *parts):
+    """It is not loaded and Triton says why; nothing of it is left; the other model still serves."""
+    answer = repository.load(name)
+    assert answer.status_code == 400
+    message = answer.json()["error"]
+    assert message.startswith(f"load failed for model '{name}'") and all(part in message for part in parts), message
+    state, reason = repository.state(name)
+    assert state == "UNAVAILABLE" and all(part in reason for part in parts)
+    assert not repository.is_ready(name) and repository.stubs(name) == []
+    assert len(repository.answer("good")) == 5
+
+
+def test_a_config_that_names_only_the_backend_is_enough(repository, expected):
+    repository.add("bare")
+    assert repository.load("bare").status_code == 200
+    assert repository.answer("bare") == expected
+
+    completed, exported = (repository.http("GET", f"models/{name}/config").json() for name in ("bare", "good"))
+    for key in ("input", "output"):
+        assert sorted(map(json.dumps, completed[key])) == sorted(map(json.dumps, exported[key]))
+    assert completed["max_batch_size"] == 0 and completed["model_transaction_policy"] == {"decoupled": True}
+    repository.unload("bare")
+
+
+def test_every_key_of_the_configuration_has_a_bad_value_here():
+    assert set(BAD_PARAMETERS) == {field.name for field in dataclasses.fields(EngineConfig)}
+
+
+@pytest.mark.parametrize("key", BAD_PARAMETERS)
+def test_a_parameter_that_is_not_allowed_is_named_with_its_value_and_what_is(repository, key):
+    value, shown = BAD_PARAMETERS[key]
+    repository.add(f"bad-{key}", {key: value})
+    assert_refused(repository, f"bad-{key}", f"{key}: got {shown}, allowed: ")
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_parameter_that_contradicts_another_or_the_model_is_named_with_both(repository, case):
+    parameters, *parts = CONTRADICTIONS[case]
+    name = case.replace(" ", "-")
+    repository.add(name, parameters)
+    assert_refused(repository, name, *parts, "allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [("max_batch_size: 8", "max_batch_size 8"), ("model_transaction_policy { decoupled: false }", "decoupled property")],
+    ids=["batched", "not-decoupled"],
+)
+def test_a_config_that_contradicts_the_contract_is_refused_in_tritons_words(repository, setting, part):
+    name = setting.split()[0].strip(":")
+    repository.add(name, config=BARE + setting)
+    assert_refused(repository, name, part)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+DAMAGE = {
+    "no-manifest": (
+        lambda folder: (folder / "1" / "manifest.json").unlink(),
+        ("manifest.json: cannot be read", "fastserve export"),
+    ),
+    "manifest-not-json": (lambda folder: (folder / "1" / "manifest.json").write_text("{"), ("manifest.json: not JSON",)),
+    "wrong-manifest-version": (
+        lambda folder: replace(folder / "1" / "manifest.json", '"manifest_version": 1', '"manifest_version": 99'),
+        ("manifest_version: got 99, allowed: 1", "export the model again"),
+    ),
+    "no-weights": (lambda folder: (folder / "1" / "model.onnx.data").unlink(), ("model.onnx.data", "but missing")),
+    "truncated-weights": (
+        lambda folder: truncate(folder / "1" / "model.onnx.data"),
+        ("model.onnx.data", "the copy is incomplete"),
+    ),
+    "truncated-tokenizer": (
+        lambda folder: truncate(folder / "1" / "tokenizer.json"),
+        ("tokenizer.json", "the copy is incomplete"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_is_refused_with_the_file_and_the_remedy(repository, name):
+    damage, parts = DAMAGE[name]
+    damage(repository.add(name))
+    assert_refused(repository, name, *parts)
+
+
+def test_a_model_that_was_mended_loads(repository, expected):
+    repository.add("mended", {"max_num_seqs": "0"})
+    assert_refused(repository, "mended", "max_num_seqs: got 0")
+    repository.configure("mended", {"max_num_seqs": "4"})
+    assert repository.load("mended").status_code == 200
+    assert repository.answer("mended") == expected
+    repository.unload("mended")
+
+
+def test_a_model_is_not_ready_before_it_is_warm_and_the_first_request_after_is_served(repository, expected):
+    repository.add("slow", {"max_batched_tokens": "2048"})
+    asked = service_pb2.ModelReadyRequest(name="slow")  # over gRPC: an HTTP look may wait for the thread that loads
+    with open_channel(repository.launcher) as channel, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stub, looks = service_pb2_grpc.GRPCInferenceServiceStub(channel), 0
+        loading = pool.submit(repository.load, "slow")
+        while not stub.ModelReady(asked).ready:
+            looks += 1
+            assert not loading.done(), loading.result().text
+        assert repository.answer("slow") == expected and looks > 0
+    assert read_metric(repository.launcher, "vllm:prompt_tokens_total", "slow") <= 5, "the warm-up is not a client's"
+    repository.unload("slow")
+
+
+def stream_of(name, tokens):
+    """A request that goes on for a while."""
+    parameters = {"temperature": 0, "ignore_eos": True, "max_tokens": tokens}
+    return grpc_message(name, question(parameters, text_input="hello", stream=True, returns=("finish_reason",)))
+
+
+@pytest.mark.parametrize("drain_timeout_s", ["30", "0.1"])
+def test_an_unload_lets_a_running_stream_finish_and_then_nothing_is_left(repository, expected, drain_timeout_s):
+    """Triton 2.51 calls ``finalize`` only when no request is in flight, so ``drain_timeout_s`` has nothing to cut short and
+    a stream of seconds survives a drain of 0.1 s."""
+    name = f"drained-{drain_timeout_s}"
+    repository.add(name, {"drain_timeout_s": drain_timeout_s})
+    assert repository.load(name).status_code == 200
+    (stub,) = repository.stubs(name)
+    with open_channel(repository.launcher) as channel:
+        rows = rows_of(start_call(channel, stream_of(name, 2500)))
+        next(rows)
+        repository.unload(name)
+        unloaded_at = time.monotonic()
+        assert repository.state(name)[0] == "UNLOADING" and not repository.is_ready(name)
+        rest = list(rows)
+    assert time.monotonic() - unloaded_at > float(drain_timeout_s) or drain_timeout_s == "30"
+    assert len(rest) == 2499 and rest[-1].values["finish_reason"] == ["length"] and rest[-1].final
+    wait_until(lambda: not stub.is_running() and repository.state(name) == ("UNAVAILABLE", "unloaded"), 10)
+    assert repository.stubs(name) == []
+    assert repository.load(name).status_code == 200
+    assert repository.answer(name) == expected
+    repository.unload(name)
+
+
+def test_a_model_that_is_being_unloaded_takes_no_new_requests(repository):
+    repository.add("leaving")
+    assert repository.load("leaving").status_code == 200
+    with open_channel(repository.launcher) as channel:
+        call = start_call(channel, stream_of("leaving", 15_000))
+        next(call)
+        repository.unload("leaving")
+        answer = repository.http("POST", "models/leaving/generate", {"text_input": "a"})
+        assert answer.status_code == 404 and "'leaving' has no available versions" in answer.json()["error"]
+        call.cancel()
+        wait_until(lambda: repository.stubs("leaving") == [], 10)  # a cancel ends the wait for the stream
+
+
+def test_a_reload_takes_the_new_configuration_and_a_bad_one_leaves_the_old_in_place(repository, expected):
+    repository.add("changing")
+    assert repository.load("changing").status_code == 200
+    repository.configure("changing", {"max_model_len": "32"})
+    assert repository.load("changing").status_code == 200
+    answer = repository.http("POST", "models/changing/generate", question(GREEDY, input_ids=[5] * 32))
+    assert answer.status_code == 400 and "at most 31" in answer.json()["error"]
+    repository.configure("changing", {"max_model_len": "x"})
+    assert repository.load("changing").status_code == 400
+    assert repository.is_ready("changing") and repository.answer("changing") == expected
+    repository.unload("changing")
+
+
+def test_loading_failing_and_unloading_leave_a_stream_of_another_model_untouched(repository):
+    alone = Neighbour(repository.launcher, "good", 5000).run()
+    repository.add("leaves")
+    assert repository.load("leaves").status_code == 200
+    repository.add("fails", {"max_num_seqs": "0"})
+
+    def come_and_go():
+        assert repository.load("fails").status_code == 400
+        repository.unload("leaves")
+
+    beside = Neighbour(repository.launcher, "good", 5000).run_beside(come_and_go)
+    assert (beside.ids, beside.text) == (alone.ids, alone.text)
