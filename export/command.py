@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress as ProgressDisplay
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fastserve.errors import FastServeError
 from fastserve.export.options import DTYPES, TASKS, ExportOptions, ExportResult, Stage
@@ -45,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             version=arguments.model_version,
             force=arguments.force,
         )
-        with StageDisplay(console) as display:
+        with _signals_interrupt(), StageDisplay(console) as display:
             from fastserve.export.text_generation import export_model  # imports torch: seconds
 
             result = export_model(arguments.source, options, display.show)
@@ -60,6 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
         f"Serve it: fastserve serve --model-repository {arguments.output}", markup=False, highlight=False, soft_wrap=True
     )
     return 0
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """A polite request to end (SIGTERM, a closed terminal) becomes a KeyboardInterrupt, so that the export cleans up behind
+    itself; repeating it does not cut the cleaning short. Only the main thread may set handlers; elsewhere nothing changes."""
+
+    def interrupt(number: int, frame: object) -> None:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    kinds = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    previous = {kind: signal.signal(kind, interrupt) for kind in kinds if signal.getsignal(kind) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
 
 class StageDisplay:
@@ -115,6 +139,8 @@ def summary(result: ExportResult) -> Table:
     }
     for label, text in rows.items():
         table.add_row(label, text)
+    for note in result.notes:
+        table.add_row("note", Text(note))
     for name, entry in manifest.files.items():
         table.add_row(name, f"{entry.bytes / 1e6:,.1f} MB")
     return table

@@ -1,4 +1,4 @@
-"""What the manifest says about a model: its tokenizer, sampling defaults, caches and graph tensors."""
+"""What the manifest says about a model: its tokenizer, caches and graph tensors; and what it leaves out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from fastserve.export.attention import AttentionLayer
+from fastserve.export.generation_settings import settings_not_applied
 from fastserve.manifest import CacheSpec, GraphSpec, LayerCacheSpec, TensorSpec, TokenizerSpec
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -18,16 +19,6 @@ CACHE_DTYPE = "kv"
 """``TensorSpec.dtype`` of cache inputs: the element type that keys ``GraphSpec.files``."""
 
 _DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64", ir.DataType.INT32: "int32"}
-
-_GENERATION_KEYS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_new_tokens": "max_tokens",
-}
-"""generation_config's names -> the sampling parameters of the serving contract."""
 
 
 def write_tokenizer(tokenizer: Any, model: Any, directory: Path) -> TokenizerSpec:
@@ -66,10 +57,24 @@ def eos_token_ids(*holders: Any) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in ids))
 
 
-def generation_defaults(generation_config: Any) -> dict[str, float]:
-    """Sampling defaults that the model's authors set; keys they left alone are absent."""
-    found = {name: getattr(generation_config, key, None) for key, name in _GENERATION_KEYS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+def notes(model: Any, tokenizer: Any, code: bool, max_model_len: int, longest_proven_window: int) -> tuple[str, ...]:
+    """What the source says and the export does not do, for a person to read. ``code``: the checkpoint brings its own code.
+    ``max_model_len``: what the export is valid for."""
+    found = []
+    if code:
+        found.append(f"the code that comes with the checkpoint is not used, but transformers' {type(model).__name__}")
+    if lost := settings_not_applied(model.generation_config):
+        found.append(f"not applied, of generation_config.json: {', '.join(lost)}")
+    template = tokenizer.chat_template
+    if isinstance(template, dict) and "default" not in template:
+        found.append(f"no chat template: none of {', '.join(sorted(template))} is called default")
+    text = model.config.get_text_config(decoder=True)
+    if max_model_len < text.max_position_embeddings:
+        found.append(f"longest context cut from {text.max_position_embeddings:,} to the {max_model_len:,} before RoPE scaling")
+    window = getattr(text, "sliding_window", None) or 0
+    if longest_proven_window < window < max_model_len:
+        found.append(f"the proof does not reach beyond the sliding window of {window:,} tokens")
+    return tuple(found)
 
 
 def cache_spec(layers: list[AttentionLayer]) -> CacheSpec:

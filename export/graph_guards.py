@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fastserve.errors import UnsupportedModel
 from fastserve.export.attention import DOMAIN, OPERATOR
 
-TOKENS = "num_tokens"
+TOKENS, ROWS = "num_tokens", "num_rows"
 
 _SEQUENTIAL = frozenset(
     {"Conv", "ConvTranspose", "CumSum", "GRU", "LSTM", "RNN", "Scan", "Loop", "Range", "AveragePool", "MaxPool"}
@@ -23,8 +23,10 @@ _ALONG_AXIS = frozenset(
 )
 """Operations whose axis must not be the token axis."""
 
-_ROW_PICKERS = frozenset({"Gather", "GatherND", "Shape", "Size"})
-"""Operations that may drop the token axis: the sampled rows, and sizes."""
+_ROW_PICKERS = frozenset({"Gather", "GatherElements", "GatherND"})
+"""Operations that may take rows from the token axis, if those are the sampled rows."""
+
+_SIZES = frozenset({"Shape", "Size"})
 
 
 def check_graph(graph: ir.Graph, num_layers: int) -> None:
@@ -50,13 +52,30 @@ def mixes_tokens(node: ir.Node) -> str | None:
         if len(_token_axes(value)) > 1:
             return "relates every token of the batch to every other"
     carriers = [value for value in node.inputs if value is not None and _token_axes(value)]
-    if not carriers or node.op_type in _ROW_PICKERS:
+    if not carriers or node.op_type in _SIZES:
         return None
+    if any(value.shape is None for value in node.outputs):
+        return "gives a result of unknown shape"
+    if node.op_type in _ROW_PICKERS:
+        return "picks tokens that are not the sampled ones" if _picks_other_rows(node) else None
     if node.op_type in _ALONG_AXIS and any(_works_along_tokens(node, value) for value in carriers):
         return "works along the token axis"
-    if all(value.shape is not None and not _mentions_tokens(value) for value in node.outputs):
+    if all(not _mentions_tokens(value) for value in node.outputs):
         return "sums up over the token axis"
     return None
+
+
+def _picks_other_rows(node: ir.Node) -> bool:
+    """Whether it takes from the token axis of its first operand something that is not shaped like the sampled rows."""
+    data = node.inputs[0]
+    if data is None or not (taken_from := _token_axes(data)):
+        return False
+    if node.op_type != "GatherND" and data.shape is not None:
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        if axis % len(data.shape) not in taken_from:
+            return not _token_axes(node.outputs[0])
+    sizes = {str(size.value) for size in node.outputs[0].shape or () if isinstance(size, ir.SymbolicDim)}
+    return sizes != {ROWS}
 
 
 def _token_axes(value: ir.Value) -> list[int]:

@@ -16,6 +16,16 @@ OWN_ATTENTION = frozenset(
 )
 """Families whose modules compute attention themselves instead of asking transformers' attention interface."""
 
+_SHIFTED_POSITIONS = frozenset(
+    {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+"""Families whose positions begin after the padding id instead of at 0."""
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+_MAX_HEAD_SIZE = 256
+"""The attention kernel takes multiples of 8 up to this."""
+
 _ATTENTION_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 _REFUSED_FEATURES: dict[str, str] = {
@@ -43,15 +53,36 @@ def check_config(config: Any) -> None:
         raise UnsupportedModel(f"{kind}: not a causal language model; text-generation takes decoder-only models")
     if kind in OWN_ATTENTION:
         raise UnsupportedModel(f"{kind}: this family computes attention in its own modules, which cannot be paged")
+    if kind in _SHIFTED_POSITIONS:
+        raise UnsupportedModel(f"{kind}: positions that begin after the padding id cannot be represented")
     text = config.get_text_config(decoder=True)
     for key, feature in _REFUSED_FEATURES.items():
         if getattr(text, key, None):
             raise UnsupportedModel(f"{kind}: {feature} ({key}={getattr(text, key)}) cannot be represented")
+    _check_sizes(kind, text)
     if getattr(text, "position_embedding_type", None) in ("alibi", "relative_key", "relative_key_query"):
         raise UnsupportedModel(f"{kind}: position_embedding_type={text.position_embedding_type} cannot be represented")
     for layer_type in getattr(text, "layer_types", None) or ():
         if layer_type not in _ATTENTION_LAYER_TYPES:
             raise UnsupportedModel(f"{kind}: layers of type {layer_type} (layer_types) cannot be represented")
+
+
+def _check_sizes(kind: str, text: Any) -> None:
+    for key in _EXPERTS:
+        if isinstance(count := getattr(text, key, None), int) and count > 0:
+            raise UnsupportedModel(f"{kind}: a mixture of experts ({key}={count}) cannot be represented")
+    size, heads = getattr(text, "head_dim", None), getattr(text, "num_attention_heads", None)
+    if size is None and isinstance(heads, int) and heads > 0:
+        size = text.hidden_size // heads
+    if isinstance(size, int):
+        _check_head_size(kind, size)
+
+
+def _check_head_size(kind: str, size: int) -> None:
+    if size % 8 or not 0 < size <= _MAX_HEAD_SIZE:
+        raise UnsupportedModel(
+            f"{kind}: heads of {size} elements; the attention kernel takes multiples of 8 up to {_MAX_HEAD_SIZE}"
+        )
 
 
 def check_model(model: Any) -> None:
@@ -74,6 +105,7 @@ def check_layers(config: Any, layers: list[AttentionLayer]) -> None:
             f"{text.num_hidden_layers}; the others compute something the graph cannot represent"
         )
     for layer in layers:
+        _check_head_size(config.model_type, layer.head_size)
         for key, wanted, got in _expectations(text, layer):
             if not math.isclose(wanted, got, rel_tol=1e-6):
                 raise UnsupportedModel(

@@ -63,11 +63,13 @@ class ExportOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A finished export. ``directory``: the version folder. ``seconds``: wall time of each stage, by :class:`Stage` name."""
+    """A finished export. ``directory``: the version folder. ``seconds``: wall time of each stage, by :class:`Stage` name.
+    ``notes``: what the source says and the export does not do, one sentence each."""
 
     directory: Path
     manifest: ModelManifest
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def model_directory(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -15,26 +16,58 @@ from fastserve.export.options import ExportOptions
 
 CONFIG_FILE = "config.pbtxt"
 
+_STAGING_PREFIX = ".fastserve-export-"
+_REPLACED = "replaced"
+"""In the staging folder: the version that is being replaced, until the new one is in its place."""
+
 
 def check_target(options: ExportOptions, name: str) -> Path:
-    """The version folder to be made. Raises ToolError if it exists without ``force``, or is another backend's model."""
+    """The version folder to be made. Raises ToolError if it exists without ``force``, is another backend's model, or
+    cannot be written."""
     model_directory = options.output / name
     target = model_directory / str(options.version)
     config = model_directory / CONFIG_FILE
-    if config.is_file() and '"fastserve"' not in config.read_text(encoding="utf-8"):
+    for folder in (options.output, model_directory):
+        if folder.exists() and not folder.is_dir():
+            raise ToolError(f"{folder} is a file; choose another --output or --name")
+    if config.exists() and '"fastserve"' not in _read_config(config):
         raise ToolError(f"{config} belongs to another backend; choose another --name")
     if target.exists() and not options.force:
         raise ToolError(f"{target} exists; replace it with --force, or choose another --version or --name")
+    _check_writable(model_directory)
+    _check_writable(_staging_home(options.output))
     return target
+
+
+def _read_config(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolError(f"{path} cannot be read ({error}); mend it, or choose another --name") from None
+
+
+def _check_writable(folder: Path) -> None:
+    """``folder``, or where it would be made, must be a folder in which files can be made."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ToolError(f"{folder} is a file; choose another --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ToolError(f"{folder} is not writable; choose another --output, or run as its owner")
 
 
 @contextlib.contextmanager
 def staged_version(options: ExportOptions, name: str) -> Iterator[Path]:
     """A folder to fill. It becomes the target of :func:`check_target` when the block ends well, else it is deleted.
 
-    Staging lies beside the repository, not in it, so that a polling Triton does not see half a model.
+    Staging lies beside the repository, not in it, so that a polling Triton does not see half a model. It is locked: what
+    lies there unlocked was left by an export that was killed, and is swept away. Raises ToolError.
     """
-    staging = Path(tempfile.mkdtemp(prefix=".fastserve-export-", dir=_staging_home(options.output)))
+    home = _staging_home(options.output)
+    _sweep(home)
+    target = options.output / name / str(options.version)
+    staging, lock = _make_staging(home)
     try:
         version = staging / name / str(options.version)
         version.mkdir(parents=True)
@@ -42,7 +75,9 @@ def staged_version(options: ExportOptions, name: str) -> Iterator[Path]:
         yield version
         _publish(staging, check_target(options, name))
     finally:
+        _put_back(staging / _REPLACED, target)
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
 
 
 def _staging_home(output: Path) -> Path:
@@ -56,6 +91,33 @@ def _staging_home(output: Path) -> Path:
     return beside
 
 
+def _make_staging(home: Path) -> tuple[Path, int]:
+    """A new folder and the descriptor that holds its lock."""
+    while True:
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=home))
+        with contextlib.suppress(FileNotFoundError):  # another export may sweep it before it is locked: make a new one
+            lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody can sweep either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if staging.exists():
+                return staging, lock
+            os.close(lock)
+
+
+def _sweep(home: Path) -> None:
+    """Delete what killed exports left in ``home``; one that holds a replaced version is left for a person to look at."""
+    for folder in home.glob(f"{_STAGING_PREFIX}*"):
+        if (folder / _REPLACED).exists():
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its export is alive
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
 def _publish(staging: Path, target: Path) -> None:
     model_directory = target.parent
     staged = staging / model_directory.name
@@ -65,12 +127,12 @@ def _publish(staging: Path, target: Path) -> None:
         return
     if not (model_directory / CONFIG_FILE).exists():
         (staged / CONFIG_FILE).rename(model_directory / CONFIG_FILE)
-    replaced = staging / "replaced"
     if target.exists():
-        target.rename(replaced)
-    try:
-        (staged / target.name).rename(target)
-    except BaseException:
-        if replaced.exists():
-            replaced.rename(target)
-        raise
+        target.rename(staging / _REPLACED)
+    (staged / target.name).rename(target)
+
+
+def _put_back(replaced: Path, target: Path) -> None:
+    """Whenever the export ended between the two renames of :func:`_publish`, the old version is the version again."""
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)

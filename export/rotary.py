@@ -18,6 +18,8 @@ def context_limit(config: Any) -> int:
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         raise UnsupportedModel(f"{config.model_type}: its configuration has no max_position_embeddings")
+    if limit < 2:
+        raise UnsupportedModel(f"{config.model_type}: max_position_embeddings={limit} leaves no room for a prompt and an answer")
     rope = getattr(text, "rope_parameters", None) or {}
     by_layer_type = [value for value in rope.values() if isinstance(value, dict)]
     for parameters in by_layer_type or [rope]:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers.utils
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from fastserve.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from fastserve.errors import FastServeError, InvalidRequest, ModelNotFound, UnsupportedModel
+from fastserve.export.gguf_guards import check_gguf_keys, check_gguf_tensors, read_gguf
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+_NOT_WEIGHTS = re.compile(
+    r"rotary_emb\.inv_freq$"  # computed from the configuration
+    r"|(^|\.)(attn|attention)\.(masked_bias|bias)$"  # GPT-2 and GPT-NeoX: the causal mask, once saved as a buffer
+    r"|(^|\.)position_ids$"
+)
+"""Tensors of old checkpoints that hold no weights. Whatever else a model has no place for is a reason to refuse it."""
+
+_POINTER = b"version https://git-lfs"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,8 +97,32 @@ def load_config(source: Source) -> Any:
 
 
 def load(source: Source, config: Any) -> LoadedModel:
-    """Read tokenizer and weights. Raises ModelNotFound or UnsupportedModel (weights missing, slow tokenizer only)."""
+    """Read tokenizer and weights. Raises ModelNotFound or UnsupportedModel (weights missing or left over, slow tokenizer)."""
+    reader = read_gguf(Path(source.location) / source.gguf_file) if source.gguf_file else None
+    if reader is not None:
+        check_gguf_keys(reader, config)
+    check_generation_config(source)
     tokenizer = _load_tokenizer(source)
+    model, info = _load_weights(source, config)
+    if missing := sorted(info["missing_keys"]):
+        raise UnsupportedModel(
+            f"{source.label}: the checkpoint lacks weights of a {type(model).__name__} ({_some(missing)}); "
+            "is it a fine-tune for another task?"
+        )
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    left_over = [name for name in sorted(info["unexpected_keys"]) if not _NOT_WEIGHTS.search(name) and name not in tied]
+    if left_over:
+        raise UnsupportedModel(
+            f"{source.label}: a {type(model).__name__} of this configuration has no place for {len(left_over)} of the "
+            f"checkpoint's weights ({_some(left_over)}); config.json and the weights do not belong together"
+        )
+    if reader is not None:
+        check_gguf_tensors(reader, model)
+    return LoadedModel(source, model.eval().requires_grad_(False), tokenizer)
+
+
+def _load_weights(source: Source, config: Any) -> tuple[Any, dict[str, Any]]:
+    """(model, loading info)."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -96,29 +132,68 @@ def load(source: Source, config: Any) -> LoadedModel:
             output_loading_info=True,
             **source.arguments(),
         )
-    except OSError as error:
-        raise ModelNotFound(f"{source.label}: the weights cannot be read: {_first_line(error)}") from error
     except (ValueError, ImportError) as error:
         raise UnsupportedModel(f"{source.label}: {_first_line(error)}") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise UnsupportedModel(
-            f"{source.label}: the checkpoint lacks weights of a {type(model).__name__} ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}); is it a fine-tune for another task?"
-        )
-    return LoadedModel(source, model.eval().requires_grad_(False), tokenizer)
+    except RuntimeError as error:
+        if "size mismatch" in str(error) or "mismatched" in str(error):
+            raise UnsupportedModel(
+                f"{source.label}: the shapes of the weights are not those of config.json ({_first_line(error)})"
+            ) from error
+        raise _unreadable(source, "the weights", error) from error
+    except FastServeError:
+        raise
+    except Exception as error:  # every file format has exceptions of its own for a damaged file
+        raise _unreadable(source, "the weights", error) from error
+    return loaded[0], loaded[1]
+
+
+def check_generation_config(source: Source) -> None:
+    """transformers ignores a generation_config.json that it cannot parse, and with it the ids that end a text.
+
+    Raises ModelNotFound instead.
+    """
+    if source.gguf_file:
+        return
+    name = "generation_config.json"
+    missing_is_fine = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    hub: Any = transformers.utils.hub
+    path = hub.cached_file(source.location, name, local_files_only=source.is_local, **missing_is_fine)
+    if path is None:
+        return
+    try:
+        make: Any = GenerationConfig
+        make(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise _unreadable(source, name, error) from error
 
 
 def _load_tokenizer(source: Source) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
     except OSError as error:
-        raise ModelNotFound(f"{source.label}: the tokenizer cannot be read: {_first_line(error)}") from error
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise UnsupportedModel(f"{source.label}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise _unreadable(source, "the tokenizer", error) from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UnsupportedModel(f"{source.label}: the tokenizer cannot be loaded: {_first_line(error)}{_hint(source)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModel(f"{source.label}: its tokenizer ({type(tokenizer).__name__}) has no fast version (tokenizer.json)")
     return tokenizer
+
+
+def _unreadable(source: Source, what: str, error: BaseException) -> ModelNotFound:
+    return ModelNotFound(f"{source.label}: {what} cannot be read: {_first_line(error)}{_hint(source)}")
+
+
+def _hint(source: Source) -> str:
+    """What the user may have forgotten, when files of a local source are only pointers to the real ones."""
+    folder = Path(source.location)
+    for file in sorted(folder.iterdir()) if source.is_local and folder.is_dir() else ():
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+            return f" ({file.name} is only a pointer to the file: run `git lfs pull` in the folder)"
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _first_line(error: BaseException) -> str:

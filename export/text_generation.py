@@ -8,18 +8,21 @@ import time
 from pathlib import Path
 
 import fastserve
+from fastserve.errors import ToolError
 from fastserve.export.attention import AttentionLayer, probe
-from fastserve.export.description import cache_spec, generation_defaults, graph_spec, write_tokenizer
+from fastserve.export.description import cache_spec, graph_spec, notes, write_tokenizer
+from fastserve.export.generation_settings import generation_defaults
 from fastserve.export.graph import convert, trace_packed
 from fastserve.export.graph_guards import check_graph
 from fastserve.export.guards import check_config, check_layers, check_model
 from fastserve.export.onnx_files import GRAPH_FILES, write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
-from fastserve.export.proof import Reference, prove, reference_run
+from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
 from fastserve.export.publish import check_target, staged_version
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import context_limit, freeze_frequencies
 from fastserve.export.source import LoadedModel, load, load_config, resolve
+from fastserve.export.text_proof import prove_text
 from fastserve.manifest import MANIFEST_FILE, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_file
 
 
@@ -29,6 +32,14 @@ def export_model(source: str, options: ExportOptions, progress: Progress = no_pr
     Nothing appears there unless every guard and the proof pass. Raises ModelNotFound, UnsupportedModel, ProofFailed,
     InvalidRequest or ToolError.
     """
+    try:
+        return _export(source, options, progress)
+    except OSError as error:  # a full disk, a folder that may not be read, ...
+        where = f"{error.filename}: " if error.filename else ""
+        raise ToolError(f"{where}{error.strerror or error}") from error
+
+
+def _export(source: str, options: ExportOptions, progress: Progress) -> ExportResult:
     found = resolve(source)
     name = options.name or model_name_from(found.label)
     target = check_target(options, name)
@@ -40,12 +51,20 @@ def export_model(source: str, options: ExportOptions, progress: Progress = no_pr
         context_limit(config)  # refuses what it cannot bound before the weights are read
         loaded = [load(found, config)]
         with staged_version(options, name) as directory:
+            remarks = _notes(loaded[0])
             manifest, reference = _write(loaded, directory, dataclasses.replace(options, name=name), clock)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             manifest = dataclasses.replace(manifest, proof=prove(directory, manifest, reference))
             (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-    return ExportResult(target, manifest, clock.end())
+            ModelManifest.load(directory)  # as the server will
+    return ExportResult(target, manifest, clock.end(), remarks)
+
+
+def _notes(loaded: LoadedModel) -> tuple[str, ...]:
+    config = loaded.model.config
+    brings_code = bool(getattr(config, "auto_map", None))
+    return notes(loaded.model, loaded.tokenizer, brings_code, context_limit(config), LONGEST_WINDOW)
 
 
 def _write(
@@ -55,6 +74,9 @@ def _write(
     loaded = holder.pop()
     model = loaded.model
     check_model(model)
+    tokenizer = write_tokenizer(loaded.tokenizer, model, directory)
+    prove_text(loaded.tokenizer, tokenizer, directory)
+    generation_defaults(model.generation_config)  # refuses bad ones before the slow part
     layers = probe(model)
     check_layers(model.config, layers)
     reference = reference_run(model, context_limit(model.config), {layer.window for layer in layers})
@@ -66,7 +88,6 @@ def _write(
     check_graph(graph_model.graph, len(layers))
     clock.begin(Stage.WRITE)
     write_graphs(graph_model, directory)
-    tokenizer = write_tokenizer(loaded.tokenizer, model, directory)
     graph = graph_spec(graph_model.graph, dict(GRAPH_FILES))
     return _describe(loaded, options, graph, tokenizer, layers, directory), reference
 

@@ -37,7 +37,6 @@ class EngineConfig:
     kv_cache_dtype: str = _field("fp32", "element type of the KV pool", choices=KV_CACHE_DTYPES)
     num_threads: int = _field(0, "threads of one run; 0: one for each core", low=0, high=1024)
     default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
-    drain_timeout_s: float = _field(30.0, "seconds unfinished requests get when the model is unloaded", low=0.0, high=86400.0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

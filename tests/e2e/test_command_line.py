@@ -64,7 +64,7 @@ def test_chat_through_a_pipe_answers_each_line(server):
     done = run("chat", "llama", "--max-tokens", "8", "--seed", "1", *server_arguments(server, "grpc"), stdin="hello\nand again\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert done.stderr.count("tokens/s") == 2
+    assert done.stderr.count("tokens, first after") == 2  # how fast it went on shows only in answers of several pieces
 
 
 def test_serve_says_what_is_ready_and_ends_cleanly_on_ctrl_c(tmp_path, sources):

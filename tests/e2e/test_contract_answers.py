@@ -49,7 +49,9 @@ def streamed(server, model, parameters, **inputs):
 def test_every_protocol_gives_the_same_answer_streamed_or_whole(server, model, parameters, inputs):
     asked = question(parameters, returns=RETURNS, stream=True, exclude_input_in_output=True, **inputs)
     answers = ask_everywhere(server, model, asked)
-    assert {protocol: len(rows) for protocol, rows in answers.items()} == {"grpc": 60, "generate": 1, "generate_stream": 60}
+    assert len(answers["generate"]) == 1
+    # One response for each token, or for several where the engine was faster than the way back.
+    assert all(1 < len(answers[protocol]) <= 60 for protocol in ("grpc", "generate_stream"))
     expected = answers["grpc"]
     for rows in answers.values():
         assert text_of(rows) == text_of(expected)
@@ -58,20 +60,19 @@ def test_every_protocol_gives_the_same_answer_streamed_or_whole(server, model, p
         assert rows[-1]["num_input_tokens"] == expected[-1]["num_input_tokens"]
         assert rows[-1]["cumulative_logprob"] == pytest.approx(expected[-1]["cumulative_logprob"], abs=1e-5)
         assert sum(joined(rows, "num_output_tokens")) == 60
-    for name in ("text_output", "output_ids", "finish_reason"):
-        assert joined(answers["generate_stream"], name) == joined(expected, name)
 
 
 @pytest.mark.parametrize("inputs", [{"text_input": PROMPT}, {"input_ids": IDS}], ids=["text", "ids"])
 def test_the_finish_reason_is_none_until_the_last_delta(server, inputs):
     rows = streamed(server, "llama", GREEDY, **inputs)
-    assert joined(rows, "finish_reason") == ["None"] * 59 + ["length"]
+    assert joined(rows, "finish_reason") == ["None"] * (len(rows) - 1) + ["length"] and len(rows) > 1
 
 
 def test_each_delta_counts_its_own_tokens_and_repeats_the_prompts(server, tokenizer):
     rows = streamed(server, "llama", GREEDY, text_input=PROMPT)
-    assert joined(rows, "num_output_tokens") == [1] * 60
-    assert joined(rows, "num_input_tokens") == [len(tokenizer(PROMPT)["input_ids"])] * 60
+    assert joined(rows, "num_output_tokens") == [len(row["output_ids"]) for row in rows]
+    assert sum(joined(rows, "num_output_tokens")) == 60
+    assert joined(rows, "num_input_tokens") == [len(tokenizer(PROMPT)["input_ids"])] * len(rows)
 
 
 def test_max_tokens_is_16_when_nobody_says_otherwise(server):

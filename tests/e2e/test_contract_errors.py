@@ -22,6 +22,7 @@ from tests.e2e.test_contract_wire import (
     post,
     question,
     rows_of,
+    split_code,
     start_call,
 )
 
@@ -140,7 +141,7 @@ MALFORMED_JSON = {
 
 def assert_says(message, wrong):
     if isinstance(wrong.message, str):
-        assert message.removeprefix("[request id: <id_unknown>] ") == wrong.message
+        assert split_code(message)[1] == wrong.message
     else:
         assert all(part in message for part in wrong.message), message
 

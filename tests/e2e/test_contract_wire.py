@@ -14,20 +14,28 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
+from fastserve.errors import ErrorCode
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 
 WIRE_TYPES = {spec.name: spec.data_type.removeprefix("TYPE_").replace("STRING", "BYTES") for spec in TEXT_GENERATION_INPUTS}
 RETURNS = ("finish_reason", "cumulative_logprob", "num_input_tokens", "num_output_tokens", "output_ids")
-ERRORS_AS_STATUS = (("triton_grpc_error", "true"),)
-"""Asks Triton to end the call with a gRPC status when the model reports an error."""
 
 
 class Refused(Exception):
-    """An error over gRPC. ``status``: the gRPC code's name, None without :data:`ERRORS_AS_STATUS`."""
+    """An error over gRPC. ``status``: the gRPC code's name, None when the message came in the stream. ``code``: the name that
+    our messages begin with, None for Triton's own; ``message``: the rest."""
 
     def __init__(self, message, status=None):
         super().__init__(f"{status}: {message}")
-        self.status, self.message = status, message
+        self.status = status
+        self.code, self.message = split_code(message)
+
+
+def split_code(message):
+    """A message's leading code, None when there is none, and the rest."""
+    message = message.removeprefix("[request id: <id_unknown>] ")
+    code, colon, rest = message.partition(": ")
+    return (code, rest) if colon and code in ErrorCode.__members__ else (None, message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +84,10 @@ def open_channel(server):
     return grpc.insecure_channel(server.grpc_url, options=[("grpc.enable_http_proxy", 0)])
 
 
-def start_call(channel, message, metadata=()):
-    """The call of one request.
-
-    Without :data:`ERRORS_AS_STATUS`, because Triton 2.51 sometimes dies of it (test_contract_status.py).
-    """
-    return service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter((message,)), metadata=metadata)
+def start_call(channel, message):
+    """The call of one request. Without the metadata ``triton_grpc_error``: Triton 2.51 may die (signal 11) when it ends a
+    stream with a status."""
+    return service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter((message,)))
 
 
 def rows_of(call):

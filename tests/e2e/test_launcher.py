@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,14 @@ import pytest
 
 import fastserve
 from fastserve.errors import ModelNotFound, ToolError
-from fastserve.tools.client import GenerateRequest, RequestFailed, connect
+from fastserve.tools.client import GenerateRequest, RequestFailed, ServerUnreachable, connect
 from fastserve.tools.launcher import PortInUse, TritonLauncher
 from tests.e2e.conftest import MakeLauncher, add_python_model
 
 PREFIX_ARGUMENT = "--backend-config=python,shm-region-prefix-name="
 DIRECTORY_ARGUMENT = "--backend-directory="
+LOOK_S = 1.0
+"""The watch learns a process's name at its first look. The toy is loaded faster than that; no real model is."""
 ORPHAN = """
 import sys, time
 from pathlib import Path
@@ -86,11 +90,11 @@ def test_a_started_server_answers_on_all_three_ports_and_stop_leaves_nothing(toy
 
 
 @pytest.mark.parametrize("attribute", ["http_url", "grpc_url"])
-def test_an_error_of_the_model_reaches_the_client_with_status_and_message(toy_launcher: MakeLauncher, attribute: str) -> None:
+def test_an_error_of_the_model_reaches_the_client_with_its_message(toy_launcher: MakeLauncher, attribute: str) -> None:
     with toy_launcher() as launcher, connect(getattr(launcher, attribute)) as client:
         with pytest.raises(RequestFailed) as caught:
             list(client.stream(GenerateRequest("toy", text="error: too wise", returns=())))
-        assert (caught.value.status, caught.value.message) == ("INVALID_ARG", "error: too wise")
+        assert (caught.value.status, caught.value.message) == ("UNKNOWN", "error: too wise")
         with pytest.raises(RequestFailed) as caught:
             list(client.stream(GenerateRequest("nobody", text="hello", returns=())))
         assert caught.value.status == "NOT_FOUND" and "nobody" in caught.value.message
@@ -126,6 +130,59 @@ def test_a_killed_server_is_noticed_and_cleaned_up_without_being_asked(toy_launc
     assert left_behind.remains() == [str(left_behind.directory)]  # the log is still readable
     launcher.stop()
     assert left_behind.remains() == []
+
+
+@pytest.mark.parametrize("attribute", ["http_url", "grpc_url"])
+def test_a_models_process_that_dies_ends_the_server_and_its_requests(toy_launcher: MakeLauncher, attribute: str) -> None:
+    launcher = toy_launcher().start()
+    left_behind = footprint(launcher.pid)
+    time.sleep(LOOK_S)
+    started = time.monotonic()
+    with connect(getattr(launcher, attribute)) as client, pytest.raises((RequestFailed, ServerUnreachable)):
+        list(client.stream(GenerateRequest("toy", text="die", returns=())))
+    launcher.wait()
+    assert time.monotonic() - started < 15
+    death = launcher.death()
+    assert death is not None and "the process of model instance toy_0 died (signal SIGKILL" in death
+    assert any(death in line for line in launcher.log_tail())
+    launcher.stop()
+    assert launcher.death() == death and left_behind.remains() == []
+
+
+def test_models_that_are_unloaded_and_loaded_again_are_no_deaths(toy_repository: Path, toy_launcher: MakeLauncher) -> None:
+    add_python_model(toy_repository, "broken", "raise ValueError('no such weights')\n")
+    with toy_launcher(model_control_mode="explicit", load_models=("toy",)) as launcher:
+        for name, action in (("toy", "unload"), ("toy", "load"), ("broken", "load"), ("toy", "load"), ("toy", "unload")):
+            request = urllib.request.Request(f"{launcher.http_url}/v2/repository/models/{name}/{action}", method="POST")
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(request, timeout=30).close()
+        time.sleep(7)  # longer than the watch's patience
+        assert launcher.is_running() and launcher.death() is None
+
+
+def test_serve_says_which_models_process_died_and_exits_with_one(toy_repository: Path) -> None:
+    command = [sys.executable, "-m", "fastserve.tools.cli", "serve", "--model-repository", str(toy_repository)]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        shown = iter(process.stdout.readline, "")
+        url = next(line.split()[1] for line in shown if line.strip().startswith("gRPC"))
+        time.sleep(LOOK_S)
+        with connect(url) as client, pytest.raises((RequestFailed, ServerUnreachable)):
+            list(client.stream(GenerateRequest("toy", text="die", returns=())))
+        complaint = process.stderr.read()
+    assert process.returncode == 1
+    assert "the process of model instance toy_0 died" in " ".join(complaint.split()) and "Traceback" not in complaint
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_a_server_listens_on_an_ipv6_address_or_a_name(toy_launcher: MakeLauncher, host: str) -> None:
+    with toy_launcher(host=host) as launcher:
+        for url in (launcher.http_url, launcher.grpc_url):
+            with connect(url) as client:
+                assert len(list(client.stream(GenerateRequest("toy", text="to be", returns=())))) == 2
+        with urllib.request.urlopen(launcher.metrics_url, timeout=10) as metrics:
+            assert metrics.status == 200
 
 
 def test_a_server_that_does_not_stop_in_time_is_killed(toy_launcher: MakeLauncher) -> None:
@@ -171,6 +228,23 @@ def test_in_the_mode_explicit_only_the_models_asked_for_are_loaded(toy_repositor
     add_python_model(toy_repository, "second", "")
     with toy_launcher(model_control_mode="explicit", load_models=("toy",)) as launcher:
         assert {model.name: model.ready for model in launcher.models()} == {"toy": True, "second": False}
+
+
+def test_in_the_mode_explicit_a_model_that_is_not_there_is_an_error(toy_launcher: MakeLauncher) -> None:
+    with pytest.raises(ModelNotFound, match="no model nope, only: toy"):
+        toy_launcher(model_control_mode="explicit", load_models=("nope",)).start()
+
+
+def test_what_triton_says_behind_its_usage_is_quoted(toy_launcher: MakeLauncher) -> None:
+    with pytest.raises(ToolError, match="requires setting") as caught:
+        toy_launcher(extra_args=("--load-model=toy",)).start()
+    assert "Usage" not in str(caught.value)
+
+
+def test_a_log_in_a_device_leaves_the_device_alone(toy_launcher: MakeLauncher) -> None:
+    with toy_launcher(log_file=Path("/dev/null"), log_bytes=100) as launcher:
+        assert launcher.log_tail() == []
+    assert Path("/dev/null").is_char_device() and not Path("/dev/null.1").exists()
 
 
 def test_arguments_triton_does_not_know_end_the_start_with_its_own_words(toy_launcher: MakeLauncher) -> None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import shutil
-import time
 
-import httpx
-import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -18,12 +14,11 @@ from fastserve.config import EngineConfig
 from fastserve.export.options import ExportOptions
 from fastserve.export.text_generation import export_model
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+from tests.e2e.explicit_repository import BARE, GREEDY, Repository
 from tests.e2e.metrics_page import read_metric, wait_until
 from tests.e2e.test_contract_errors import Neighbour
-from tests.e2e.test_contract_wire import ask_http, grpc_message, open_channel, question, rows_of, start_call
+from tests.e2e.test_contract_wire import grpc_message, open_channel, question, rows_of, start_call
 
-BARE = 'backend: "fastserve"\n'
-GREEDY = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
 BAD_PARAMETERS = {
     "policy": ("lifo", "'lifo'"),
     "max_num_seqs": ("0", "0"),
@@ -36,7 +31,6 @@ BAD_PARAMETERS = {
     "kv_cache_dtype": ("int3", "'int3'"),
     "num_threads": ("-1", "-1"),
     "default_deadline_ms": ("1e99", "'1e99'"),
-    "drain_timeout_s": ("-0.5", "-0.5"),
 }
 """For each key of the configuration a value that is not allowed, and how the message shows it."""
 CONTRADICTIONS = {
@@ -49,54 +43,6 @@ CONTRADICTIONS = {
     "no room for a block": ({"kv_cache_bytes": "100"}, "kv_cache_bytes: got 100", "at least 8192 (one block of 16 tokens)"),
     "unknown key": ({"max_num_seq": "5"}, "max_num_seq: unknown key in config.pbtxt parameters", "max_num_seqs"),
 }
-
-
-class Repository:
-    """The models of a running Triton: adds, loads, unloads."""
-
-    def __init__(self, launcher, folder, template):
-        self.launcher, self._folder, self._template = launcher, folder, template
-
-    def add(self, name, parameters=None, config=BARE):
-        """A copy of the exported model with a config.pbtxt of its own; returns its folder."""
-        folder = self._folder / name
-        shutil.copytree(self._template, folder)
-        self.configure(name, parameters, config)
-        return folder
-
-    def configure(self, name, parameters=None, config=BARE):
-        lines = [
-            f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}' for key, value in (parameters or {}).items()
-        ]
-        (self._folder / name / "config.pbtxt").write_text("\n".join([config, *lines, ""]))
-
-    def http(self, method, path, body=None):
-        return httpx.request(method, f"{self.launcher.http_url}/v2/{path}", json=body, trust_env=False, timeout=60, verify=False)
-
-    def load(self, name):
-        return self.http("POST", f"repository/models/{name}/load")
-
-    def unload(self, name):
-        assert self.http("POST", f"repository/models/{name}/unload").status_code == 200
-
-    def state(self, name):
-        (entry,) = [entry for entry in self.http("POST", "repository/index").json() if entry["name"] == name]
-        return entry.get("state", ""), entry.get("reason", "")
-
-    def is_ready(self, name):
-        return self.http("GET", f"models/{name}/ready").status_code == 200
-
-    def answer(self, name):
-        (row,) = ask_http(self.launcher, name, question(GREEDY, text_input="hello", returns=("output_ids",)))
-        return row["output_ids"]
-
-    def stubs(self, name):
-        """The processes that run a model."""
-        found = []
-        for child in psutil.Process(self.launcher.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                found += [child] if any(f"/{name}/1/" in argument for argument in child.cmdline()) else []
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +153,12 @@ def test_a_damaged_model_is_refused_with_the_file_and_the_remedy(repository, nam
     assert_refused(repository, name, *parts)
 
 
+def test_an_input_declared_with_another_type_is_refused_naming_both(repository):
+    config = BARE + 'input [ { name: "text_input" data_type: TYPE_INT32 dims: [ 1 ] } ]\n'
+    repository.add("redeclared", config=config)
+    assert_refused(repository, "redeclared", "input text_input: got TYPE_INT32 [1] in config.pbtxt, allowed: TYPE_STRING [1]")
+
+
 def test_a_model_that_was_mended_loads(repository, expected):
     repository.add("mended", {"max_num_seqs": "0"})
     assert_refused(repository, "mended", "max_num_seqs: got 0")
@@ -233,26 +185,25 @@ def test_a_model_is_not_ready_before_it_is_warm_and_the_first_request_after_is_s
 def stream_of(name, tokens):
     """A request that goes on for a while."""
     parameters = {"temperature": 0, "ignore_eos": True, "max_tokens": tokens}
-    return grpc_message(name, question(parameters, text_input="hello", stream=True, returns=("finish_reason",)))
+    return grpc_message(
+        name, question(parameters, text_input="hello", stream=True, returns=("finish_reason", "num_output_tokens"))
+    )
 
 
-@pytest.mark.parametrize("drain_timeout_s", ["30", "0.1"])
-def test_an_unload_lets_a_running_stream_finish_and_then_nothing_is_left(repository, expected, drain_timeout_s):
-    """Triton 2.51 calls ``finalize`` only when no request is in flight, so ``drain_timeout_s`` has nothing to cut short and
-    a stream of seconds survives a drain of 0.1 s."""
-    name = f"drained-{drain_timeout_s}"
-    repository.add(name, {"drain_timeout_s": drain_timeout_s})
+def test_an_unload_lets_a_running_stream_finish_and_then_nothing_is_left(repository, expected):
+    """Triton 2.51 calls ``finalize`` only when no request is in flight."""
+    name = "drained"
+    repository.add(name)
     assert repository.load(name).status_code == 200
     (stub,) = repository.stubs(name)
     with open_channel(repository.launcher) as channel:
         rows = rows_of(start_call(channel, stream_of(name, 2500)))
-        next(rows)
+        first = next(rows)
         repository.unload(name)
-        unloaded_at = time.monotonic()
         assert repository.state(name)[0] == "UNLOADING" and not repository.is_ready(name)
         rest = list(rows)
-    assert time.monotonic() - unloaded_at > float(drain_timeout_s) or drain_timeout_s == "30"
-    assert len(rest) == 2499 and rest[-1].values["finish_reason"] == ["length"] and rest[-1].final
+    tokens = sum(row.values["num_output_tokens"][0] for row in [first, *rest])
+    assert tokens == 2500 and rest[-1].values["finish_reason"] == ["length"] and rest[-1].final
     wait_until(lambda: not stub.is_running() and repository.state(name) == ("UNAVAILABLE", "unloaded"), 10)
     assert repository.stubs(name) == []
     assert repository.load(name).status_code == 200

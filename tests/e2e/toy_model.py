@@ -1,10 +1,11 @@
 """A Triton Python model for tests of the launcher and the client: it sends the prompt back, word by word.
 
-A prompt that starts with ``error`` is answered with INVALID_ARG. Environment: TOY_LOG_BYTES writes that much to the log
-while loading; TOY_STOP_S makes unloading take that long.
+A prompt that starts with ``error`` is answered with INVALID_ARG; at ``die`` the process kills itself. Environment:
+TOY_LOG_BYTES writes that much to the log while loading; TOY_STOP_S makes unloading take that long.
 """
 
 import os
+import signal
 import time
 
 import numpy as np
@@ -33,6 +34,8 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0].decode()
+            if text == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
             if text.startswith("error"):
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG)))
             else:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from fastserve.errors import ModelNotFound, UnsupportedModel
 from fastserve.export.options import ExportOptions, ExportResult
+from fastserve.export.source import load, load_config, resolve
 from fastserve.export.text_generation import export_model
 from tests.synthetic.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, WEIGHT_STD, tiny_tokenizer
 
@@ -19,10 +21,11 @@ HIDDEN, HEADS, KV_HEADS, LAYERS, FEED_FORWARD, CONTEXT = 64, 4, 2, 2, 96, 128
 CONTROL_TOKEN, NORMAL_TOKEN = 3, 1
 
 
-def write_gguf(path: Path) -> Path:
-    """A random Llama with tied embeddings and the tiny tokenizer."""
+def write_gguf(path: Path, tensors: tuple[str, ...] = (), name: str = "tiny", **keys: Any) -> Path:
+    """A random Llama with tied embeddings and the tiny tokenizer. ``tensors``: names of vectors to add; ``keys``: strings,
+    truth values and numbers to add below "llama." ("__" stands for a dot)."""
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_name("tiny")
+    writer.add_name(name)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
@@ -33,8 +36,13 @@ def write_gguf(path: Path) -> Path:
     writer.add_rope_freq_base(10000.0)
     vocabulary_size = add_tokenizer(writer)
     writer.add_vocab_size(vocabulary_size)
-    for name, tensor in random_tensors(vocabulary_size).items():
-        writer.add_tensor(name, tensor)
+    for own, tensor in random_tensors(vocabulary_size).items():
+        writer.add_tensor(own, tensor)
+    for extra in tensors:
+        writer.add_tensor(extra, np.full(HIDDEN // HEADS // 2 if "rope" in extra else HIDDEN, 4.0, np.float32))
+    for key, value in keys.items():
+        adders: dict[type, Any] = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}
+        adders.get(type(value), writer.add_float32)("llama." + key.replace("__", "."), value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -108,3 +116,54 @@ def test_tokenizer_and_chat_template_come_from_the_file(export: ExportResult) ->
     text = "the other <|im_end|> one"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
     assert (export.directory / (spec.chat_template or "")).read_text() == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.attn_q.bias", "blk.2.attn_norm.weight", "blk.1.attn_sinks.weight"])
+def test_a_tensor_that_the_source_model_has_no_place_for_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tensors=(name,))
+    with pytest.raises(UnsupportedModel, match=rf"skips 1 tensors .*{name}") as caught:
+        export_model(str(tmp_path / "tiny.gguf"), ExportOptions(tmp_path / "repository"))
+    assert ("rotary" in str(caught.value)) == name.startswith("rope_freqs")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0},
+        {"rope__scaling__type": "yarn"},
+        {"rope__scaling__factor": 4.0},
+        {"rope__scaling__attn_factor": 1.2},
+        {"attention__sliding_window": 16},
+        {"attention__scale": 0.5},
+        {"attention__key_length": 32},
+        {"logit_scale": 0.5},
+        {"a_key_of_the_future": 1},
+    ],
+    ids=str,
+)
+def test_a_key_that_transformers_does_not_read_is_refused_by_name(keys: dict[str, Any], tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", **keys)
+    with pytest.raises(UnsupportedModel, match=f"llama.{next(iter(keys)).replace('__', '.')} = "):
+        export_model(str(tmp_path / "tiny.gguf"), ExportOptions(tmp_path / "repository"))
+
+
+def test_keys_that_ask_for_nothing_are_let_through(tmp_path: Path) -> None:
+    scaling = {"rope__scaling__type": "none", "rope__scaling__factor": 1.0, "rope__scaling__original_context_length": 64}
+    sizes = {"attention__key_length": HIDDEN // HEADS, "attention__value_length": HIDDEN // HEADS, "expert_count": 0}
+    attention = {"attention__causal": True, "attention__sliding_window": CONTEXT, "attention__scale": (HIDDEN // HEADS) ** -0.5}
+    source = resolve(str(write_gguf(tmp_path / "tiny.gguf", **scaling, **sizes, **attention)))
+    assert load(source, load_config(source)).model.config.model_type == "llama"
+
+
+def test_a_window_that_the_file_does_not_set_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", name="mistral")  # by this name transformers builds a Mistral, with the window of another
+    with pytest.raises(UnsupportedModel, match="does not say its sliding window"):
+        export_model(str(tmp_path / "tiny.gguf"), ExportOptions(tmp_path / "repository"))
+
+
+def test_half_a_gguf_file_is_a_readable_error(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises((ModelNotFound, UnsupportedModel), match="tiny"):
+        export_model(str(file), ExportOptions(tmp_path / "repository"))

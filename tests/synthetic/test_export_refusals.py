@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +17,19 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
-from fastserve.errors import InvalidRequest, ModelNotFound, ProofFailed, UnsupportedModel
+from fastserve.errors import InvalidRequest, ModelNotFound, ProofFailed, ToolError, UnsupportedModel
 from fastserve.export import attention, command, graph_guards
 from fastserve.export.options import ExportOptions, Stage
 from fastserve.export.text_generation import export_model
-from tests.synthetic.tiny_models import gpt2_config, llama_config, mistral_config, qwen2_config, save_model, tiny_tokenizer
+from tests.synthetic.tiny_models import (
+    gpt2_config,
+    llama_config,
+    mistral_config,
+    qwen2_config,
+    random_model,
+    save_model,
+    tiny_tokenizer,
+)
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -68,13 +79,13 @@ def test_a_fine_tune_for_another_task_is_refused_instead_of_getting_a_random_hea
     assert not (tmp_path / "repository").exists()
 
 
-def test_attention_sinks_are_refused_by_name_and_the_registry_is_as_before(tmp_path: Path) -> None:
+def test_attention_sinks_are_refused_by_name_and_the_registry_is_as_before() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = transformers.GptOssConfig(**shape_of_llama(), head_dim=16, num_local_experts=2, rope_parameters=ROPE)
-        source = save_model(config, tmp_path / "source")
+        model = random_model(config)
     with pytest.raises(UnsupportedModel, match="s_aux"):
-        export_model(str(source), ExportOptions(tmp_path / "repository"))
+        attention.probe(model)
     assert attention.IMPLEMENTATION not in transformers.AttentionInterface().valid_keys()
 
 
@@ -208,6 +219,44 @@ def test_ctrl_c_ends_the_command_cleanly(
     assert command.run(parse(str(llama), "--output", str(tmp_path / "repository"))) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_request_to_end_cleans_up_like_ctrl_c(
+    number: signal.Signals, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_to_end(display: object, stage: Stage) -> None:
+        if stage is Stage.TRACE:
+            assert list(tmp_path.iterdir())
+            os.kill(os.getpid(), number)
+
+    def unheard(*arguments: object) -> None:
+        raise AssertionError("the command does not listen")
+
+    before = signal.signal(number, unheard)
+    try:
+        monkeypatch.setattr(command.StageDisplay, "show", ask_to_end)
+        assert command.run(parse(str(llama), "--output", str(tmp_path / "repository"))) == 130
+        assert signal.getsignal(number) is unheard
+    finally:
+        signal.signal(number, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_may_run_outside_the_main_thread(tmp_path: Path) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(command.run(parse(str(tmp_path), "--output", str(tmp_path)))))
+    thread.start()
+    thread.join()
+    assert codes == [1]
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_model_is_read(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stages: list[Stage] = []
+    with pytest.raises(ToolError, match="is a file"):
+        export_model(str(llama), ExportOptions(tmp_path / "file"), stages.append)
+    assert stages == []
 
 
 def test_torch_keeps_its_grad_mode(llama: Path, tmp_path: Path) -> None:

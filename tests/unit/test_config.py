@@ -22,7 +22,6 @@ GOOD = {
     "kv_cache_dtype": ("fp16", "fp16"),
     "num_threads": ("2", 2),
     "default_deadline_ms": ("1500", 1500),
-    "drain_timeout_s": ("2.5", 2.5),
 }
 
 BAD = [
@@ -49,9 +48,6 @@ BAD = [
     ("num_threads", "2000", "from 0 to 1024"),
     ("default_deadline_ms", "-1", "from 0"),
     ("default_deadline_ms", "1" + "0" * 400, "from 0"),
-    ("drain_timeout_s", "inf", "from 0.0 to 86400.0"),
-    ("drain_timeout_s", "-0.5", "from 0.0 to 86400.0"),
-    ("drain_timeout_s", "nan", "from 0.0 to 86400.0"),
 ]
 
 

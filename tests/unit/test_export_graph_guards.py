@@ -17,9 +17,9 @@ def value(shape: Shape, name: str = "x") -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
 
 
-def node(op_type: str, inputs: list[Shape], output: Shape, **attributes: Any) -> ir.Node:
+def node(op_type: str, inputs: list[Shape], output: Shape | None, **attributes: Any) -> ir.Node:
     made = ir.node(op_type, [value(shape) for shape in inputs], attributes)
-    made.outputs[0].shape = ir.Shape(output)
+    made.outputs[0].shape = None if output is None else ir.Shape(output)
     return made
 
 
@@ -35,6 +35,10 @@ def node(op_type: str, inputs: list[Shape], output: Shape, **attributes: Any) ->
         node("Softmax", [(4, "num_tokens")], (4, "num_tokens"), axis=-1),
         node("Concat", [("num_tokens", 8), (1, 8)], ("num_tokens + 1", 8), axis=0),
         node("Slice", [(1, "num_tokens", 8)], (1, "num_tokens - 1", 8)),
+        node("Gather", [("num_tokens", 8), ("num_tokens",)], ("num_tokens", 8), axis=0),
+        node("Gather", [(1, "num_tokens", 8), ()], (1, 8), axis=1),
+        node("GatherND", [("num_tokens", 8), ("num_seqs", 1)], ("num_seqs", 8)),
+        node("Mul", [("num_tokens", 8), ("num_tokens", 8)], None),
     ],
     ids=lambda leak: leak.op_type,
 )
@@ -52,6 +56,10 @@ def test_an_operation_along_the_token_axis_is_found(leak: ir.Node) -> None:
         node("Slice", [(1, "num_tokens", 8)], (1, "num_tokens", 4)),
         node("Reshape", [(1, "num_tokens", 8)], ("8*num_tokens",)),
         node("Gather", [("num_tokens", 8), ("num_rows",)], ("num_rows", 8), axis=0),
+        node("GatherND", [("num_tokens", 1, 8), ("num_rows", 1)], ("num_rows", 1, 8)),
+        node("Gather", [(1, "num_tokens", 8), ()], ("num_tokens", 8), axis=0),
+        node("Gather", [(269, 8), (1, "num_tokens")], (1, "num_tokens", 8), axis=0),
+        node("Shape", [("num_tokens", 8)], (2,)),
         node("Add", [("num_rows", 8), (8,)], ("num_rows", 8)),
     ],
     ids=lambda harmless: harmless.op_type,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.llama import modeling_llama
 
 from fastserve.errors import UnsupportedModel
 from fastserve.export.attention import AttentionLayer, AttentionTrace
@@ -38,6 +39,12 @@ def llama(**settings: Any) -> Any:
         (transformers.MptConfig(), "its own modules"),
         (transformers.Llama4TextConfig(), "chunked attention"),
         (transformers.Lfm2Config(full_attn_idxs=[2]), "layer_types"),
+        (transformers.MixtralConfig(), "mixture of experts"),
+        (transformers.RobertaConfig(is_decoder=True), "padding id"),
+        (transformers.XLMRobertaConfig(is_decoder=True), "padding id"),
+        (llama(head_dim=20), "heads of 20"),
+        (llama(head_dim=264), "heads of 264"),
+        (llama(hidden_size=120, num_attention_heads=10), "heads of 12 "),
         (transformers.GPT2Config(add_cross_attention=True), "cross-attention"),
         (llama(alibi=True), "ALiBi"),
         (llama(num_kv_shared_layers=1), "key/value sharing"),
@@ -179,7 +186,22 @@ def test_a_model_without_a_context_length_is_refused() -> None:
 
 
 def test_frozen_frequencies_are_no_longer_recomputed() -> None:
-    model = torch.nn.Module()
-    model.rope_type = "longrope"
-    freeze_frequencies(model)
-    assert model.rope_type == "default"
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    config = llama(hidden_size=64, num_attention_heads=4, max_position_embeddings=16, rope_parameters=rope)
+    free, frozen = (modeling_llama.LlamaRotaryEmbedding(config) for _ in range(2))
+    original = frozen.inv_freq.clone()
+    freeze_frequencies(frozen)
+    for module in (free, frozen):
+        module(torch.zeros(1), torch.arange(40)[None])
+    assert not torch.equal(free.inv_freq, original)
+    assert torch.equal(frozen.inv_freq, original)
+
+
+def test_a_head_that_only_shows_in_the_forward_pass_is_measured_too() -> None:
+    with pytest.raises(UnsupportedModel, match="heads of 20"):
+        check_layers(llama(), layers(head_size=20))
+
+
+def test_a_context_without_room_for_prompt_and_answer_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="no room"):
+        context_limit(llama(max_position_embeddings=1))

@@ -64,6 +64,8 @@ def test_tolerances_grow_with_the_scale_of_the_logits(measure: str) -> None:
     judge(slightly_worse | {"logit_scale": 4.0})
     with pytest.raises(ProofFailed):
         judge(slightly_worse)
+    with pytest.raises(ProofFailed):
+        judge(GOOD | {"logit_scale": 0.1})
 
 
 def test_a_swapped_near_tie_is_counted_apart_from_a_disagreement() -> None:
@@ -71,6 +73,20 @@ def test_a_swapped_near_tie_is_counted_apart_from_a_disagreement() -> None:
     got = np.array([[1.0, 0.99999, 0.0], [2.0, 1.0, 0.0], [5.0, 0.0, 0.0]], np.float32)
     agreement = greedy_agreement([got], Reference([[0, 0, 0]], [wanted]))
     assert agreement == {"greedy_disagreements": 1.0, "greedy_ties": 1.0}
+
+
+@pytest.mark.parametrize("size", [100.0, 1.0, 0.01])
+def test_the_scale_is_that_of_the_logits_also_when_they_are_small(size: float) -> None:
+    rows = np.random.default_rng(0).normal(0.0, size, (64, 32)).astype(np.float32)
+    assert Reference([[0] * 64], [rows]).scale == pytest.approx(size, rel=0.1)
+
+
+def test_nearly_constant_logits_have_a_scale_of_their_size() -> None:
+    assert Reference([[0]], [np.full((1, 8), 5.0, np.float32)]).scale == pytest.approx(5e-3)
+
+
+def test_a_long_sequence_is_compared_in_its_last_rows_only() -> None:
+    assert Reference([[0] * 9, [0] * 100], [np.ones((9, 2), np.float32), np.ones((80, 2), np.float32)]).first_rows == [0, 20]
 
 
 def test_a_row_that_was_never_computed_shows_as_nan() -> None:

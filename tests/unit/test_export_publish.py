@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import fastserve
 from fastserve.errors import ToolError
 from fastserve.export.options import ExportOptions
 from fastserve.export.publish import check_target, staged_version
@@ -78,3 +82,72 @@ def test_a_model_of_another_backend_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "model" / "config.pbtxt").write_text('platform: "onnxruntime_onnx"')
     with pytest.raises(ToolError, match="another backend"):
         check_target(ExportOptions(tmp_path, force=True), "model")
+
+
+def test_an_interrupt_between_the_two_renames_keeps_the_old_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_a_file(ExportOptions(tmp_path / "repository"), "old")
+    rename = Path.rename
+
+    def rename_and_be_interrupted(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if moved.name == "replaced":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_a_file(ExportOptions(tmp_path / "repository", force=True), "new")
+    assert (tmp_path / "repository" / "model" / "1" / "model.onnx").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_what_a_killed_export_left_behind_is_swept_by_the_next(tmp_path: Path) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from fastserve.export.options import ExportOptions
+from fastserve.export.publish import staged_version
+with staged_version(ExportOptions(Path({str(tmp_path / "repository")!r})), "model") as directory:
+    os._exit(9)
+"""
+    package = str(Path(fastserve.__file__).parent.parent)
+    killed = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": package}, check=False)
+    assert killed.returncode == 9 and len(list(tmp_path.iterdir())) == 1
+    export_a_file(ExportOptions(tmp_path / "repository"))
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_an_export_that_is_alive_is_not_swept(tmp_path: Path) -> None:
+    with staged_version(ExportOptions(tmp_path / "repository"), "model") as alive:
+        export_a_file(ExportOptions(tmp_path / "repository", version=2))
+        (alive / "model.onnx").write_text("still here")
+
+
+def test_a_version_that_a_killed_export_was_replacing_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / ".fastserve-export-killed" / "replaced").mkdir(parents=True)
+    export_a_file(ExportOptions(tmp_path / "repository"))
+    assert (tmp_path / ".fastserve-export-killed" / "replaced").is_dir()
+
+
+@pytest.mark.parametrize("path", ["repository", "repository/model"])
+def test_a_file_where_a_folder_should_be_is_refused_before_the_export(path: str, tmp_path: Path) -> None:
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("a file")
+    with pytest.raises(ToolError, match="is a file"):
+        check_target(ExportOptions(tmp_path / "repository"), "model")
+    with pytest.raises(ToolError, match="is a file"):
+        check_target(ExportOptions(tmp_path / "repository" / "model" / "deeper"), "model")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(ToolError, match="not writable"):
+        check_target(ExportOptions(tmp_path / "new" / "repository"), "model")
+
+
+def test_a_config_that_is_not_text_is_a_readable_error(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ToolError, match=r"config\.pbtxt cannot be read"):
+        check_target(ExportOptions(tmp_path), "model")

@@ -34,16 +34,30 @@ def test_metrics_that_cannot_be_written_cost_nobody_an_answer(caplog):
     assert "could not be counted" in caplog.text
 
 
+def test_tokens_that_wait_for_a_slow_responder_go_out_together_and_errors_after_them():
+    scene = Scene()
+    whole, failing, stopped = scene.open(1), scene.open(2), scene.open(3, stop="c")
+    for byte in b"abcd":
+        scene.outbox.put([TokenEvent(request_id, byte, -0.5, None) for request_id in (1, 2, 3)])
+    scene.outbox.put([Failed(2, StepFailed("broken")), TokenEvent(1, ord("!"), -0.5, FinishReason.LENGTH)])
+    assert scene.finish() == [3]
+    ((tensors, final),) = whole.responses
+    assert (tensors["text_output"][0], tensors["output_ids"].tolist(), final) == (b"abcd!", [*b"abcd!"], True)
+    assert (tensors["num_output_tokens"][0], tensors["cumulative_logprob"][0]) == (5, -2.5)
+    assert [final for _, final in failing.responses] == [False] and failing.text() == "abcd"
+    assert [str(error) for error in failing.errors] == ["broken"]
+    assert (stopped.text(), stopped.endings) == ("ab", 1)
+    assert stopped.responses[0][0]["output_ids"].tolist() == [*b"abc"]
+
+
 def test_requests_that_are_being_answered_are_asked_in_every_sweep_whoever_waits(monkeypatch):
     scene = Scene()
     monkeypatch.setattr(responder_module, "CANCEL_SWEEP_SIZE", 1)
     served = [scene.open(request_id) for request_id in (1, 2, 3)]
     waiting = [scene.open(request_id) for request_id in range(10, 20)]
     for request_id in (1, 2, 3):
-        scene.responder._handle(scene.outbox.get())
-        scene.responder._handle([TokenEvent(request_id, 65, None, None)])
-    while not scene.outbox.empty():
-        scene.responder._handle(scene.outbox.get())
+        scene.outbox.put([TokenEvent(request_id, 65, None, None)])
+    scene.keep_up()
     for channel in served + waiting:
         channel.cancelled = True
     scene.responder._abort_cancelled()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+import fastserve
 from fastserve.errors import FastServeError
 from fastserve.tools import chat, cli, infer
-from fastserve.tools.answer import Answer
+from fastserve.tools.answer import Answer, generate
 from fastserve.tools.client import GenerateRequest, GenerateResponse, RequestFailed, ServerUnreachable
+
+ENDLESS = "a piece after which the answer goes on"
 
 Reply = Callable[[GenerateRequest], Sequence[str | BaseException]]
 
@@ -29,6 +35,8 @@ class FakeStream:
         piece = next(self._pieces)
         if isinstance(piece, BaseException):
             raise piece
+        if piece == ENDLESS:
+            return GenerateResponse({"text_output": ["half"], "finish_reason": ["None"], "num_output_tokens": [2]}, 0.0)
         return GenerateResponse({"text_output": [piece], "finish_reason": ["length"], "num_output_tokens": [2]}, 0.0)
 
     def close(self) -> None: ...
@@ -191,3 +199,62 @@ def test_an_answer_in_one_piece_has_no_decoding_speed() -> None:
     answer = Answer(started=1.0)
     answer.add(GenerateResponse({"text_output": ["x"]}, 2.0))
     assert answer.tokens_per_second is None and answer.num_output_tokens == 1
+
+
+@pytest.mark.parametrize("pieces", [[], [ENDLESS, ENDLESS]])
+def test_an_answer_that_stops_without_an_ending_is_no_success(pieces: list[str]) -> None:
+    client = FakeClient(lambda request: pieces)
+    with pytest.raises(ServerUnreachable, match=f"ended early, after {2 * len(pieces)} tokens"):
+        generate(client, GenerateRequest("m", text="x"))
+    assert generate(client, GenerateRequest("m", text="x", returns=())).num_output_tokens == 2 * len(pieces)
+
+
+def test_after_ctrl_c_what_the_other_prompts_meet_is_nobodys_business() -> None:
+    """An exception in a thread fails the test (pytest's unhandled-thread warning)."""
+    release, left = threading.Event(), threading.Semaphore(0)
+
+    def reply(request: GenerateRequest) -> Sequence[str | BaseException]:
+        if request.text != "0":
+            release.wait(30)
+            left.release()
+            raise RuntimeError("the connection is closed")
+        return ["first"]
+
+    outcomes = infer._in_order(FakeClient(reply), [GenerateRequest("m", text=str(index)) for index in range(4)], 4)
+    assert isinstance(next(outcomes), Answer)
+    outcomes.close()
+    release.set()
+    for _ in range(3):
+        assert left.acquire(timeout=20)
+
+
+def run_tool(code: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """``code`` in a Python of its own, with this module as ``conversation``."""
+    prelude = (
+        "import sys\nfrom tests.unit import test_tools_conversation as conversation\n"
+        "from fastserve.tools import chat, cli, infer\n"
+        "client = conversation.FakeClient(lambda request: ['gr\\u00fc\\u00dfe'])\n"
+        "infer.connect = chat.connect = client.connect\n"
+    )
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join((str(root), str(Path(fastserve.__file__).parent.parent)))
+    command = [sys.executable, "-c", prelude + code]
+    return subprocess.run(command, input=stdin, capture_output=True, env={"PYTHONPATH": path, **environment}, check=False)
+
+
+def test_a_terminal_that_lacks_a_sign_shows_a_question_mark() -> None:
+    done = run_tool("sys.exit(cli.main(['infer', 'm', 'x']))", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, b"gr??e\n"), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["infer", "m", "x"], ["infer", "m", "x", "y", "--json"], ["infer", "m", "x", "y"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    done = run_tool(f"sys.stdout = open('/dev/full', 'w')\nsys.exit(cli.main({arguments}))")
+    assert (done.returncode, done.stderr) == (1, b"fastserve: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("command", ["chat", "infer"])
+def test_input_that_is_no_text_is_one_line(command: str) -> None:
+    arguments = ["chat", "m"] if command == "chat" else ["infer", "m", "--file", "-"]
+    done = run_tool(f"sys.exit(cli.main({arguments}))", b"caf\xe9\n", PYTHONUTF8="1", PYTHONIOENCODING="utf-8:strict")
+    assert done.returncode == 1 and b"Traceback" not in done.stderr and b"text (" in done.stderr

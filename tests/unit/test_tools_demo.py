@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import subprocess
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,10 @@ from rich.console import Console
 import fastserve
 from fastserve.errors import ToolError
 from fastserve.manifest import MANIFEST_FILE, ModelManifest, ModelSpec, TokenizerSpec, hash_file
-from fastserve.tools import demo_model
+from fastserve.tools import demo, demo_model
 from fastserve.tools.answer import Answer
 from fastserve.tools.demo import DemoRequest, report
-from fastserve.tools.demo_model import fingerprint, prepare, sound_manifest
+from fastserve.tools.demo_model import DemoModel, fingerprint, prepare, sound_manifest
 
 
 def write_export(directory: Path, *, chat_template: str | None = "{{ messages }}") -> ModelManifest:
@@ -90,6 +93,48 @@ def test_a_failed_export_ends_the_demo_with_the_sources_name(tmp_path: Path, exp
 def test_the_demo_without_its_package_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="make demo"):
         prepare(None, tmp_path)
+
+
+def test_an_answer_that_ends_at_once_is_a_note_for_a_users_model_and_a_failure_for_the_packaged_one() -> None:
+    shown = io.StringIO()
+    for packaged, code in ((False, 0), (True, 1)):
+        request = DemoRequest("one?", "gRPC")
+        request.may_be_empty = not packaged
+        request.answer = Answer(0.0, finish_reason="stop", num_output_tokens=1)
+        assert report([request], 2.0, Console(file=shown, width=200)) == code
+    assert shown.getvalue().count("note: the model ended its answer at once") == 1
+    assert shown.getvalue().count("failed: the answer is empty") == 1
+
+
+def test_ctrl_c_in_the_demo_does_not_wait_for_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    release, asked, left = threading.Event(), threading.Event(), threading.Event()
+
+    class Client:
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """What it is asked afterwards is not answered."""
+
+        def stream(self, request: object) -> object:
+            asked.set()
+            release.wait(30)
+            left.set()
+            raise RuntimeError("the connection is closed")  # were it shown, this test would fail with its warning
+
+    def interrupt(*_: object) -> None:
+        assert asked.wait(20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "connect", lambda url: Client())
+    monkeypatch.setattr(threading.Thread, "join", interrupt)
+    triton = types.SimpleNamespace(grpc_url="", http_url="")
+    out = Console(file=io.StringIO(), force_terminal=False)
+    monkeypatch.setattr(demo, "Live", lambda **_: contextlib.nullcontext())
+    with pytest.raises(KeyboardInterrupt):
+        demo.ask(triton, DemoModel(tmp_path, "m", False, False), out)  # type: ignore[arg-type]
+    release.set()
+    assert left.wait(20)
 
 
 def test_a_hub_id_has_a_stable_fingerprint() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_a_missing_triton_is_a_line_of_the_table_not_an_exception(monkeypatch: p
     check = doctor_checks.check_triton()
     assert (check.ok, check.required, check.found) == (False, True, "no Triton found")
     assert check.mend == triton_install.INSTALL_COMMAND
+
+
+@pytest.mark.parametrize(("version", "ok"), [((3, 9, 9), False), ((3, 10, 0), True), ((3, 12, 9), True), ((3, 13, 0), False)])
+def test_only_pythons_that_can_have_triton_are_fine(
+    version: tuple[int, int, int], ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    assert doctor_checks.check_python().ok == ok
+
+
+def test_a_port_that_cannot_exist_is_wrong_usage() -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "--http-port", "99999"])
+    assert ended.value.code == 2
 
 
 def test_a_port_in_use_is_only_a_warning() -> None:

@@ -154,7 +154,6 @@ class GenerationDelta:
     """What one token added to an answer."""
 
     text: str
-    token_ids: tuple[int, ...]
     cumulative_logprob: float
     finish_reason: FinishReason | None
 
@@ -185,4 +184,4 @@ class GenerationStream:
             text += self._stop.flush()
         if self._stop.found:
             reason = FinishReason.STOP
-        return GenerationDelta(text, (event.token_id,), self._cumulative_logprob, reason)
+        return GenerationDelta(text, self._cumulative_logprob, reason)

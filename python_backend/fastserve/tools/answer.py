@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastserve.tools.client import GenerateClient, GenerateRequest, GenerateResponse
+from fastserve.tools.client import GenerateClient, GenerateRequest, GenerateResponse, ServerUnreachable
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,11 +76,17 @@ class Answer:
 
 
 def generate(client: GenerateClient, request: GenerateRequest, on_text: Callable[[str], None] | None = None) -> Answer:
-    """Run one request to its end. ``on_text`` sees each delta. An exception (also Ctrl-C) cancels the request."""
+    """Run one request to its end. ``on_text`` sees each delta. An exception (also Ctrl-C) cancels the request.
+
+    Raises :class:`ServerUnreachable` when the answer stops without saying that it is complete (a server that died, a proxy
+    that gave up); only a request that asks for ``finish_reason`` can tell.
+    """
     answer = Answer(time.monotonic())
     with client.stream(request) as responses:
         for response in responses:
             answer.add(response)
             if on_text is not None:
                 on_text(response.text)
+    if "finish_reason" in request.returns and answer.finish_reason is None:
+        raise ServerUnreachable(f"the answer ended early, after {answer.num_output_tokens} tokens; did the server stop?")
     return answer

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from fastserve.errors import FastServeError
+from fastserve.errors import FastServeError, ToolError
 from fastserve.tools import console
 from fastserve.tools.answer import Answer, generate
 from fastserve.tools.client import GenerateClient, GenerateRequest, ServerUnreachable, connect
@@ -99,13 +99,15 @@ class Conversation:
 
 
 def _next_line(interactive: bool) -> str | None:
-    """The next input without surrounding blanks; None at its end."""
+    """The next input without surrounding blanks; None at its end. Raises :class:`ToolError` when it is no text."""
     while True:
         try:
             line = input("> ") if interactive else sys.stdin.readline()
         except EOFError:
             print()
             return None
+        except UnicodeDecodeError as error:
+            raise ToolError(f"the input is not {error.encoding} text ({error.reason})") from None
         except KeyboardInterrupt:
             if not interactive:
                 raise

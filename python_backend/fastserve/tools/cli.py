@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 import fastserve
 from fastserve.errors import FastServeError, ToolError
+from fastserve.tools import console
 from fastserve.tools.console import complain
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2
@@ -46,12 +46,15 @@ SUBCOMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the process's exit code: 0, 1 (failed, said why), 2 (bad usage) or 130 (Ctrl-C)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    console.show_any_text()
     try:
         parsed = _parser(_asked_for(given)).parse_args(given)
         if parsed.command is None:
             _parser(None).print_help()
             return 0
-        return int(parsed.run(parsed))
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()  # what cannot be written shows here, not when Python ends
+        return code
     except FastServeError as error:
         complain(str(error))
         return EXIT_FAILED
@@ -59,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.abandon_stdout()
+        return EXIT_FAILED
+    except OSError as error:  # a full disk, a missing right
+        console.abandon_stdout()
+        complain(str(error))
         return EXIT_FAILED
 
 

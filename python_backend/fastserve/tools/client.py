@@ -1,4 +1,4 @@
-"""A client of the generation contract (DESIGN section "Triton contract"), the same over gRPC and HTTP.
+"""A client of the generation contract (its tensors and parameters are in the README), the same over gRPC and HTTP.
 
 ::
 
@@ -13,23 +13,26 @@ A client may be used from many threads at once; each stream belongs to the threa
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from fastserve.errors import FastServeError, ToolError
+from fastserve.errors import ErrorCode, FastServeError, InvalidRequest, ToolError
 
 CLIENT_COMMAND = "pip install 'triton-fastserve[client]'"
 DEFAULT_RETURNS = ("finish_reason", "num_input_tokens", "num_output_tokens")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_INT64 = range(-(2**63), 2**63)
 
 TensorValue = tuple[str, str, list[Any]]
 """Name, Triton data type, and the elements in one row."""
 
 
 class RequestFailed(FastServeError):
-    """The server answered with an error. ``status`` is Triton's name of it, e.g. INVALID_ARG, UNAVAILABLE, CANCELLED."""
+    """The server answered with an error. ``status`` is Triton's name of its kind, e.g. INVALID_ARG, UNAVAILABLE, CANCELLED;
+    UNKNOWN where nobody says.
+    """
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -39,6 +42,18 @@ class RequestFailed(FastServeError):
 
 class ServerUnreachable(ToolError):
     """No connection, or it broke before the answer was complete."""
+
+
+def refusal(message: str, otherwise: str) -> RequestFailed:
+    """The failure that an error message of the server tells of.
+
+    FastServe's messages begin with the name of their code, because Triton does not pass codes on. ``otherwise``: the status
+    of messages without one, which are Triton's own.
+    """
+    code, colon, rest = message.removeprefix("[request id: <id_unknown>] ").partition(": ")
+    if colon and code in ErrorCode.__members__:
+        return RequestFailed(code, rest)
+    return RequestFailed("NOT_FOUND" if "unknown model" in message else otherwise, message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,15 +76,24 @@ class GenerateRequest:
     """For models with max_batch_size > 0: gRPC tensors get a leading 1 (over HTTP Triton adds it itself)."""
 
     def tensors(self) -> list[TensorValue]:
-        """The inputs that are sent, in the contract's order."""
+        """The inputs that are sent, in the contract's order.
+
+        Raises :class:`InvalidRequest` for what cannot be sent: text with lone surrogates (a terminal makes them of bytes
+        that are not UTF-8), token ids that do not fit 64 bits.
+        """
+        _check_text("model", self.model)
+        _check_text("text_input", self.text or "")
         parameters = dict(self.parameters)
         if self.messages is not None:
             parameters["messages"] = [dict(message) for message in self.messages]
         tensors: list[TensorValue] = [] if self.text is None else [("text_input", "BYTES", [self.text])]
         if self.input_ids is not None:
+            if wrong := [token for token in self.input_ids if token not in _INT64]:
+                raise InvalidRequest("input_ids", wrong[0], "64-bit integers")
             tensors.append(("input_ids", "INT64", list(self.input_ids)))
         tensors.append(("stream", "BOOL", [self.stream]))
         if parameters:
+            _check_text("sampling_parameters", json.dumps(parameters, ensure_ascii=False))
             tensors.append(("sampling_parameters", "BYTES", [json.dumps(parameters)]))
         if self.exclude_input_in_output is not None:
             tensors.append(("exclude_input_in_output", "BOOL", [self.exclude_input_in_output]))
@@ -86,7 +110,7 @@ class GenerateResponse:
     @property
     def texts(self) -> tuple[str, ...]:
         """One text for each of the request's ``n`` answers."""
-        return tuple(self.tensors.get("text_output", ()))
+        return tuple(map(str, self.tensors.get("text_output", ())))
 
     @property
     def text(self) -> str:
@@ -138,18 +162,41 @@ class GenerateClient(Protocol):
 def connect(url: str) -> GenerateClient:
     """HTTP for ``http://`` and ``https://`` URLs, gRPC for ``grpc://host:port`` and ``host:port``.
 
-    Nothing is sent yet. Raises :class:`ToolError` when the protocol's client library is not installed.
+    Nothing is sent yet. Raises :class:`ToolError` when the URL is none of these or the protocol's library is missing.
     """
+    scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower() if separator else "grpc"
     try:
-        if url.startswith(("http://", "https://")):
+        if scheme in ("http", "https"):
             from fastserve.tools.http_client import HttpGenerateClient
 
-            return HttpGenerateClient(url)
-        from fastserve.tools.grpc_client import GrpcGenerateClient
+            return HttpGenerateClient(f"{scheme}://{rest}")
+        if scheme == "grpc":
+            from fastserve.tools.grpc_client import GrpcGenerateClient
 
-        return GrpcGenerateClient(url.removeprefix("grpc://"))
+            return GrpcGenerateClient(rest.rstrip("/") if separator else url)
     except ImportError as error:
         raise ToolError(f"the client needs {error.name}: {CLIENT_COMMAND}") from None
+    raise ToolError(f"{url}: {scheme}:// is no protocol of Triton; use host:port (gRPC) or http://host:port")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether ``host`` can only be this machine, so that no proxy must come between."""
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def closed_client() -> ToolError:
+    return ToolError("this client is closed; connect again")
+
+
+def _check_text(field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(field, text, "text that can be written as UTF-8") from None
 
 
 def _first(values: Sequence[Any]) -> int | None:

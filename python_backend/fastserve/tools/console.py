@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def show_any_text() -> None:
+    """What this terminal's encoding has no sign for is shown as "?" instead of ending the tool."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def abandon_stdout() -> None:
+    """Nothing more can be written there (its reader went away, the disk is full): what is still buffered is dropped."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stdout() -> Console:

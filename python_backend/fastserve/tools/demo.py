@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -51,9 +51,12 @@ class DemoRequest:
         self.text = ""
         self.answer: Answer | None = None
         self.error: str | None = None
+        self.may_be_empty = False
+        """Some models end some prompts at once; the demo's own must not."""
 
     def run(self, client: GenerateClient, model: DemoModel) -> None:
         """Never raises a deliberate error: it becomes this request's :attr:`error`."""
+        self.may_be_empty = not model.packaged
         request = GenerateRequest(
             model.name,
             text=None if model.chat else self.prompt,
@@ -73,7 +76,13 @@ class DemoRequest:
         """Why this request is not a success, once it has ended."""
         if self.error is not None:
             return self.error
-        return None if self.text.strip() else "the answer is empty"
+        return None if self.text.strip() or self.note is not None else "the answer is empty"
+
+    @property
+    def note(self) -> str | None:
+        """What is odd about this request's answer, but no failure."""
+        ended = self.may_be_empty and not self.text.strip() and self.answer is not None and self.answer.finish_reason == "stop"
+        return "the model ended its answer at once" if ended else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="a model folder, a .gguf file or a hub id (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--directory", type=Path, default=Path(".demo"), help="where models are kept (default: .demo)")
     parsed = parser.parse_args(arguments)
+    console.show_any_text()
     out = console.stdout()
     try:
         model = prepare(parsed.model or None, parsed.directory)
@@ -107,12 +117,27 @@ def ask(triton: TritonLauncher, model: DemoModel, out: Console) -> tuple[list[De
     with (
         connect(triton.grpc_url) as grpc,
         connect(triton.http_url) as http,
-        ThreadPoolExecutor(len(requests)) as pool,
         Live(get_renderable=lambda: progress(requests), console=out, refresh_per_second=_REFRESHES_PER_SECOND, transient=True),
     ):
         clients = {"gRPC": grpc, "HTTP": http}
-        for future in [pool.submit(request.run, clients[request.protocol], model) for request in requests]:
-            future.result()
+        interrupted = threading.Event()
+
+        def work(request: DemoRequest) -> None:
+            try:
+                request.run(clients[request.protocol], model)
+            except Exception:
+                if not interrupted.is_set():  # else: what happens to a request whose client was closed
+                    raise
+
+        threads = [threading.Thread(target=work, args=(request,), daemon=True) for request in requests]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:  # the threads are daemons: it does not wait for answers, closing the clients withdraws them
+            interrupted.set()
+            raise
     return requests, time.monotonic() - started
 
 
@@ -137,6 +162,8 @@ def report(requests: Sequence[DemoRequest], seconds: float, out: Console) -> int
             out.print(request.answer.speed(), style="dim")
         if request.failure is not None:
             out.print(f"failed: {request.failure}", style="bold red")
+        if request.note is not None:
+            out.print(f"note: {request.note}", style="yellow")
         out.print()
     out.print(f"{len(requests)} requests at once: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s in total")
     return 1 if any(request.failure for request in requests) else 0

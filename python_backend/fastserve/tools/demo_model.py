@@ -20,11 +20,12 @@ _EXPORT_INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoModel:
-    """An exported model, alone in its repository. ``chat``: it has a chat template."""
+    """An exported model, alone in its repository. ``chat``: it has a chat template; ``packaged``: it is the demo's own."""
 
     repository: Path
     name: str
     chat: bool
+    packaged: bool
 
 
 def prepare(source: str | None, directory: Path) -> DemoModel:
@@ -32,6 +33,7 @@ def prepare(source: str | None, directory: Path) -> DemoModel:
 
     Raises :class:`ToolError` when there is nothing to export or the export failed (it has said why).
     """
+    packaged = source is None
     if source is None:
         name, source = _PACKAGED_NAME, str(directory / PACKAGED_MODEL)
         if not Path(source).is_dir():
@@ -45,7 +47,8 @@ def prepare(source: str | None, directory: Path) -> DemoModel:
     if manifest is None:
         _export(source, repository, name)
         manifest = ModelManifest.load(repository / name / "1")
-    return DemoModel(repository, name, manifest.tokenizer is not None and manifest.tokenizer.chat_template is not None)
+    chat = manifest.tokenizer is not None and manifest.tokenizer.chat_template is not None
+    return DemoModel(repository, name, chat, packaged)
 
 
 def sound_manifest(directory: Path) -> ModelManifest | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastserve.tools import console
 from fastserve.tools.doctor_checks import Check, run_checks
+from fastserve.tools.ports import port_number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,9 +22,9 @@ _EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="check this port (default: 8000)")
-    parser.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="check this port (default: 8001)")
-    parser.add_argument("--metrics-port", type=int, default=8002, metavar="PORT", help="check this port (default: 8002)")
+    parser.add_argument("--http-port", type=port_number, default=8000, metavar="PORT", help="check this port (default: 8000)")
+    parser.add_argument("--grpc-port", type=port_number, default=8001, metavar="PORT", help="check this port (default: 8001)")
+    parser.add_argument("--metrics-port", type=port_number, default=8002, metavar="PORT", help="check this port (default: 8002)")
     parser.add_argument("--json", action="store_true", help="one JSON array instead of the table")
 
 

@@ -49,8 +49,11 @@ def run_checks(server_ports: Sequence[int]) -> list[Check]:
 
 
 def check_python() -> Check:
+    """The extra "serve" can be installed with these: nvidia-pytriton needs numpy 1, which ends at Python 3.12."""
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("Python", sys.version_info >= (3, 10), True, version, "use Python 3.10 to 3.13")
+    return Check(
+        "Python", (3, 10) <= sys.version_info[:2] <= (3, 12), True, version, "use Python 3.10 to 3.12 (tested with 3.11)"
+    )
 
 
 def check_packages(name: str, distributions: Sequence[str], mend: str, *, required: bool = False) -> Check:

@@ -7,17 +7,34 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
-from fastserve.tools.client import LOOPBACK, GenerateRequest, GenerateResponse, RequestFailed, ServerUnreachable
+from fastserve.errors import ToolError
+from fastserve.tools.client import (
+    GenerateRequest,
+    GenerateResponse,
+    RequestFailed,
+    ServerUnreachable,
+    closed_client,
+    is_loopback,
+    refusal,
+)
 
-_ERRORS_AS_STATUS = (("triton_grpc_error", "true"),)
 _TRITON_NAMES = {"INVALID_ARGUMENT": "INVALID_ARG", "UNIMPLEMENTED": "UNSUPPORTED"}
-_CONNECTION_MESSAGES = ("failed to connect", "DNS resolution failed", "Socket closed", "Connection re", "GOAWAY", "Broken pipe")
+_CONNECTION_MESSAGES = (
+    "failed to connect",
+    "DNS resolution failed",
+    "errors resolving",
+    "Socket closed",
+    "Connection re",
+    "GOAWAY",
+    "Broken pipe",
+)
 _MAX_MESSAGE_BYTES = 2**31 - 1
 
 
@@ -27,14 +44,25 @@ class GrpcGenerateClient:
     def __init__(self, url: str) -> None:
         self._url = url
         options: list[tuple[str, int]] = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        if url.startswith(LOOPBACK):
+        try:
+            host = urlsplit(f"//{url}").hostname
+        except ValueError as error:
+            raise ToolError(f"{url}: {error}; use host:port or [address]:port") from None
+        if is_loopback(host):
             options.append(("grpc.enable_http_proxy", 0))
         self._channel = grpc.insecure_channel(url, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def stream(self, request: GenerateRequest) -> GrpcStream:
-        """Send the request; its responses arrive while the stream is iterated."""
-        call = self._stub.ModelStreamInfer(iter((_message(request),)), metadata=_ERRORS_AS_STATUS)
+        """Send the request; its responses arrive while the stream is iterated.
+
+        Raises :class:`fastserve.errors.InvalidRequest` and, when the client is closed, :class:`ToolError`.
+        """
+        message = _message(request)
+        try:
+            call = self._stub.ModelStreamInfer(iter((message,)))
+        except ValueError:  # what grpc says of a closed channel
+            raise closed_client() from None
         return GrpcStream(call, self._url)
 
     def close(self) -> None:
@@ -66,9 +94,9 @@ class GrpcStream:
                 if self._closed:
                     break
                 raise _failure(error, self._url) from None
-            if answer.error_message:  # errors found before the model is reached do not become a gRPC status
+            if answer.error_message:
                 self.close()
-                raise RequestFailed(_guess_status(answer.error_message), answer.error_message)
+                raise refusal(answer.error_message, "UNKNOWN")
             if answer.infer_response.outputs:  # else the empty response that only says "final"
                 return GenerateResponse(_outputs(answer.infer_response), time.monotonic())
         raise StopIteration
@@ -85,8 +113,9 @@ class GrpcStream:
 
 
 def _message(request: GenerateRequest) -> Any:
+    tensors = request.tensors()
     message = service_pb2.ModelInferRequest(model_name=request.model)
-    for name, datatype, values in request.tensors():
+    for name, datatype, values in tensors:
         shape = [1, len(values)] if request.batch_dimension else [len(values)]
         message.inputs.add(name=name, datatype=datatype, shape=shape)
         message.raw_input_contents.append(_encode(datatype, values))
@@ -115,8 +144,3 @@ def _failure(error: Any, url: str) -> Exception:
     if status == "UNAVAILABLE" and any(part in details for part in _CONNECTION_MESSAGES):
         return ServerUnreachable(f"no answer from {url} ({details}); is the server running there? `fastserve serve` starts one")
     return RequestFailed(_TRITON_NAMES.get(status, status), details)
-
-
-def _guess_status(message: str) -> str:
-    """Triton sends the bare text of these; an unknown model is the one clients tell apart."""
-    return "NOT_FOUND" if "unknown model" in message else "INVALID_ARG"

@@ -1,4 +1,9 @@
-"""The generation contract over HTTP: Triton's ``generate`` and ``generate_stream`` (server-sent events)."""
+"""The generation contract over HTTP: Triton's ``generate`` and ``generate_stream`` (server-sent events).
+
+Triton answers 400 to whatever a model refuses, also where it is busy or does not support it, and an error within a stream comes
+after the 200. The status of :class:`RequestFailed` is therefore taken from the message where it begins with one, else from the
+HTTP status where that is certain (404 NOT_FOUND, 503 UNAVAILABLE, ...), else it is UNKNOWN.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,26 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
-from fastserve.tools.client import LOOPBACK, GenerateRequest, GenerateResponse, RequestFailed, ServerUnreachable
+from fastserve.errors import ToolError
+from fastserve.tools.client import (
+    GenerateRequest,
+    GenerateResponse,
+    ServerUnreachable,
+    closed_client,
+    is_loopback,
+    refusal,
+)
 
 _CONNECT_TIMEOUT_S = 10.0
 _STATUS_NAMES = {
-    400: "INVALID_ARG",
     404: "NOT_FOUND",
     409: "ALREADY_EXISTS",
     499: "CANCELLED",
+    500: "INTERNAL",
     501: "UNSUPPORTED",
     503: "UNAVAILABLE",
 }
@@ -34,20 +47,31 @@ class HttpGenerateClient:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
+        try:
+            host = httpx.URL(url).host
+        except httpx.InvalidURL as error:
+            raise ToolError(f"{url}: {error}; use http://host:port") from None
         self._client = httpx.Client(
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None),
-            trust_env=(urlsplit(url).hostname or "") not in LOOPBACK,
+            trust_env=not is_loopback(host),
         )
 
     def stream(self, request: GenerateRequest) -> HttpStream:
-        """Send the request and wait until the answer begins. Raises :class:`ServerUnreachable`."""
+        """Send the request and wait until the answer begins.
+
+        Raises :class:`ServerUnreachable`, :class:`fastserve.errors.InvalidRequest` and, when the client is closed,
+        :class:`ToolError`.
+        """
+        inputs = request.tensors()
+        if self._client.is_closed:
+            raise closed_client()
         method = "generate_stream" if request.stream else "generate"
         url = f"{self._url}/v2/models/{quote(request.model, safe='')}/{method}"
-        body = {name: values if name in _ROWS else values[0] for name, _, values in request.tensors()}
+        body = {name: values if name in _ROWS else values[0] for name, _, values in inputs}
         try:
             response = self._client.send(self._client.build_request("POST", url, json=body), stream=True)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _unreachable(self._url, error) from None
         return HttpStream(response, self._url)
 
@@ -79,7 +103,7 @@ class HttpStream:
             raise StopIteration
         try:
             payload = next(self._payloads)
-        except httpx.TransportError as error:
+        except (httpx.RequestError, httpx.StreamError) as error:  # StreamError: the client was closed meanwhile
             self._response.close()
             if self._closed:
                 raise StopIteration from None
@@ -89,9 +113,7 @@ class HttpStream:
             raise
         if "error" in payload:
             self._response.close()
-            # Within a stream the HTTP status was sent before the error: Triton then says nothing of its kind.
-            unnamed = "UNKNOWN" if self._response.is_success else "INTERNAL"
-            raise RequestFailed(_STATUS_NAMES.get(self._response.status_code, unnamed), str(payload["error"]))
+            raise refusal(str(payload["error"]), _STATUS_NAMES.get(self._response.status_code, "UNKNOWN"))
         tensors = {name: value if isinstance(value, list) else [value] for name, value in payload.items()}
         return GenerateResponse(tensors, time.monotonic())
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from fastserve.errors import FastServeError, ToolError
@@ -48,9 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
             print()
             console.stderr().print(answer.speed(), style="dim")
             return 0
-        for prompt, outcome in zip(prompts, _in_order(client, requests, max(1, arguments.concurrency)), strict=True):
-            failed |= isinstance(outcome, FastServeError)
-            _report(prompt, outcome, as_json=arguments.json)
+        with contextlib.closing(_in_order(client, requests, max(1, arguments.concurrency))) as outcomes:
+            for prompt, outcome in zip(prompts, outcomes, strict=True):
+                failed |= isinstance(outcome, FastServeError)
+                _report(prompt, outcome, as_json=arguments.json)
     return 1 if failed else 0
 
 
@@ -77,15 +79,21 @@ def _request(arguments: argparse.Namespace, prompt: str) -> GenerateRequest:
     )
 
 
-def _in_order(client: GenerateClient, requests: Sequence[GenerateRequest], concurrency: int) -> Iterator[Answer | FastServeError]:
-    """Each request's outcome, in order. The threads are daemons: Ctrl-C need not wait for answers."""
+def _in_order(
+    client: GenerateClient, requests: Sequence[GenerateRequest], concurrency: int
+) -> Generator[Answer | FastServeError, None, None]:
+    """Each request's outcome, in order. The threads are daemons: Ctrl-C need not wait for answers.
+
+    Close it before the client: what the threads meet afterwards is nobody's business.
+    """
+    closed = threading.Event()
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     outcomes: list[queue.SimpleQueue[Answer | FastServeError]] = [queue.SimpleQueue() for _ in requests]
     for index in range(len(requests)):
         waiting.put(index)
 
     def work() -> None:
-        while True:
+        while not closed.is_set():
             try:
                 index = waiting.get_nowait()
             except queue.Empty:
@@ -96,12 +104,16 @@ def _in_order(client: GenerateClient, requests: Sequence[GenerateRequest], concu
                 outcomes[index].put(error)
             except BaseException as error:
                 outcomes[index].put(ToolError(f"unexpected {type(error).__name__}: {error}"))
-                raise
+                if not closed.is_set():
+                    raise
 
     for _ in range(min(concurrency, len(requests))):
         threading.Thread(target=work, daemon=True).start()
-    for outcome in outcomes:
-        yield outcome.get()
+    try:
+        for outcome in outcomes:
+            yield outcome.get()
+    finally:
+        closed.set()
 
 
 def _report(prompt: str, outcome: Answer | FastServeError, *, as_json: bool) -> None:

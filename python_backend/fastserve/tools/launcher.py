@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import http.client
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -18,23 +14,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-import fastserve
 from fastserve.errors import ModelNotFound, ToolError
 from fastserve.tools import bounded_log, ports, server_status, supervisor
 from fastserve.tools.backend_directory import build_backend_directory
+from fastserve.tools.supervised import SupervisedServer
 from fastserve.tools.triton_install import TritonInstall, find_triton, server_environment
 
 ModelControlMode = Literal["none", "poll", "explicit"]
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.05
-_SUPERVISOR_GRACE_S = 10.0
-"""What the supervisor may need, after the server's own limit, to kill and clean up."""
+_ALL_MODELS = "*"
+_WHOLE_LOG = 100_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """How Triton is started. Ports: 0 picks a free one. Times are in seconds."""
+    """How Triton is started. ``host``: a name or address of this machine. Ports: 0 picks a free one. Times are in seconds."""
 
     host: str = "127.0.0.1"
     http_port: int = 0
@@ -42,7 +38,7 @@ class LaunchOptions:
     metrics_port: int = 0
     model_control_mode: ModelControlMode = "none"
     load_models: tuple[str, ...] = ()
-    """Models to load at the start in the mode "explicit"."""
+    """Models to load at the start, mode "explicit" only; "*" is all of them."""
     extra_args: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Added to this process's environment."""
@@ -50,7 +46,8 @@ class LaunchOptions:
     stop_timeout_s: float = 20.0
     """After SIGTERM; then the server is killed. Requests in flight get a quarter of it to finish."""
     log_file: Path | None = None
-    """None: in the temporary work directory, gone after :meth:`TritonLauncher.stop`."""
+    """Appended to; at half of ``log_bytes`` it becomes ``<log_file>.1``. A device or named pipe is only written to, and
+    then no error can quote it. None: in the temporary work directory, gone after :meth:`TritonLauncher.stop`."""
     log_bytes: int = 16 << 20
     echo_log: bool = False
     """Copy Triton's log to stderr as it is written."""
@@ -75,7 +72,9 @@ class TritonLauncher:
         self._repository = model_repository
         self._install = install
         self._directory: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._server: SupervisedServer | None = None
+        self._address = self.options.host
+        self._death: str | None = None
         self._shm_prefix = ""
         self._ports = (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
         self._tail: list[str] = []
@@ -84,19 +83,19 @@ class TritonLauncher:
 
     @property
     def http_url(self) -> str:
-        return f"http://{self._client_host}:{self._ports[0]}"
+        return f"http://{ports.bracketed(self._client_host)}:{self._ports[0]}"
 
     @property
     def grpc_url(self) -> str:
-        return f"{self._client_host}:{self._ports[1]}"
+        return f"{ports.bracketed(self._client_host)}:{self._ports[1]}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self._client_host}:{self._ports[2]}/metrics"
+        return f"http://{ports.bracketed(self._client_host)}:{self._ports[2]}/metrics"
 
     @property
     def _client_host(self) -> str:
-        return "127.0.0.1" if self.options.host in ("0.0.0.0", "") else self.options.host
+        return ports.reachable_address(self._address)
 
     def start(self) -> TritonLauncher:
         """Start Triton and return when it is live and every model is ready.
@@ -104,10 +103,9 @@ class TritonLauncher:
         Raises :class:`ModelNotFound` (no such repository), :class:`PortInUse`, or :class:`ToolError`: no Triton here, a
         model that failed (its name and reason), a server that died or did not get ready in time (the end of its log).
         """
-        if self._process is not None:
+        if self._server is not None:
             raise ToolError("this launcher's Triton is already running")
-        if not self._repository.is_dir():
-            raise ModelNotFound(f"model repository {self._repository} does not exist; `fastserve export` creates one")
+        self._check_options()
         automatic = 0 in (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
         for attempt in range(_START_ATTEMPTS):
             try:
@@ -124,10 +122,11 @@ class TritonLauncher:
 
     def stop(self) -> None:
         """End the server (SIGTERM, after ``stop_timeout_s`` SIGKILL) and remove what belonged to it. May be called twice."""
-        process, self._process = self._process, None
+        self.death()
+        server, self._server = self._server, None
         try:
-            if process is not None:
-                self._end_supervisor(process)
+            if server is not None:
+                server.end()
         finally:
             self._tail = self.log_tail(1000)
             self.pid = None
@@ -137,24 +136,31 @@ class TritonLauncher:
 
     def wait(self) -> None:
         """Block until the server ends by itself."""
-        if self._process is not None:
-            self._process.wait()
+        if self._server is not None:
+            self._server.wait()
+
+    def death(self) -> str | None:
+        """After the server ended by itself: the sentence that says which model's process died, if that was the reason."""
+        if self._server is not None:
+            self._death = self._server.death()
+        return self._death
 
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._server is not None and self._server.is_running()
 
     def models(self) -> list[server_status.ModelStatus]:
         """The state of every model in the repository."""
         statuses = server_status.model_statuses(self._client_host, self._ports[0])
         if self.options.model_control_mode == "explicit" or all(status.state for status in statuses):
             return statuses
-        return server_status.explain_unknown(statuses, self.log_tail(100_000))
+        return server_status.explain_unknown(statuses, self.log_tail(_WHOLE_LOG))
 
     def log_tail(self, lines: int = 40) -> list[str]:
-        """The last lines Triton and the backend's stubs wrote, also after the end."""
+        """The last lines Triton and the backend's stubs wrote, also after the end; nothing when the log is no regular file."""
         if self._directory is None:
             return self._tail[-lines:]
-        return bounded_log.read_tail(self._log_file(self._directory), lines)
+        heading = supervisor.log_heading(self._shm_prefix)
+        return bounded_log.read_tail(self._log_file(self._directory), lines, heading)
 
     def __enter__(self) -> TritonLauncher:
         return self.start()
@@ -162,12 +168,30 @@ class TritonLauncher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    def _check_options(self) -> None:
+        """What can be told before Triton is asked."""
+        options, repository = self.options, self._repository
+        if not repository.is_dir():
+            raise ModelNotFound(f"model repository {repository} does not exist; `fastserve export` creates one")
+        if not os.access(repository, os.R_OK | os.X_OK):
+            raise ToolError(f"model repository {repository} cannot be read by this user")
+        chosen = [port for port in (options.http_port, options.grpc_port, options.metrics_port) if port]
+        if len(set(chosen)) < len(chosen):
+            raise ToolError(f"the http, grpc and metrics ports must differ, got {', '.join(map(str, chosen))}")
+        if options.load_models and options.model_control_mode != "explicit":
+            raise ToolError("models to load can be named in the model control mode explicit only; the others load by themselves")
+
     def _start_once(self) -> None:
         install = self._install or find_triton()
+        self._address = ports.numeric_address(self.options.host)
         self._ports = self._choose_ports()
         self._shm_prefix = f"fastserve-{uuid.uuid4().hex[:12]}-"
-        self._directory = Path(tempfile.mkdtemp(prefix="fastserve-triton-"))
-        backends = build_backend_directory(self._directory / "backends", install)
+        self._death = None
+        try:
+            self._directory = Path(tempfile.mkdtemp(prefix="fastserve-triton-"))
+            backends = build_backend_directory(self._directory / "backends", install)
+        except OSError as error:
+            raise ToolError(f"no work directory could be made ({error}); free some space or set TMPDIR to another disk") from None
         job = supervisor.Job(
             command=[str(install.server), *self._arguments(backends)],
             environment=server_environment(install, {**os.environ, **self.options.environment}),
@@ -178,18 +202,19 @@ class TritonLauncher:
             stop_timeout_s=self.options.stop_timeout_s,
             echo=self.options.echo_log,
         )
-        self._process, self.pid = _spawn_supervisor(job)
-        self._await_ready(self._process)
+        self._server = SupervisedServer(job)
+        self.pid = self._server.pid
+        self._await_ready(self._server)
 
     def _choose_ports(self) -> tuple[int, int, int]:
         options = self.options
         wanted = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
         for name, port in wanted.items():
-            if port and not ports.is_free(options.host, port):
+            if port and not ports.is_free(self._address, port):
                 raise PortInUse(
                     f"{name} port {port} is in use on {options.host}; stop what listens there or choose another --{name}-port"
                 )
-        picked = iter(ports.free_ports(options.host, 3))
+        picked = iter(port for port in ports.free_ports(self._address, 6) if port not in wanted.values())
         http, grpc, metrics = (port or next(picked) for port in wanted.values())
         return http, grpc, metrics
 
@@ -197,17 +222,18 @@ class TritonLauncher:
         options = self.options
         arguments = [f"--backend-directory={backends}", f"--model-repository={self._repository.resolve()}"]
         for name, port in zip(("http", "grpc", "metrics"), self._ports, strict=True):
-            arguments += [f"--{name}-address={options.host}", f"--{name}-port={port}"]
+            ipv6 = f"[{self._address}]" if name == "grpc" else f"ipv6:{self._address}"  # two libraries, two spellings
+            arguments += [f"--{name}-address={ipv6 if ':' in self._address else self._address}", f"--{name}-port={port}"]
         arguments += [f"--model-control-mode={options.model_control_mode}", "--exit-on-error=false"]
         arguments += [f"--load-model={name}" for name in options.load_models]
         arguments += [f"--exit-timeout-secs={max(1, int(options.stop_timeout_s / 4))}"]
         arguments += [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
         return arguments + list(options.extra_args)
 
-    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _await_ready(self, server: SupervisedServer) -> None:
         deadline = time.monotonic() + self.options.ready_timeout_s
         while not self._is_ready():
-            if process.poll() is not None:
+            if not server.is_running():
                 self._raise_ended()
             if time.monotonic() >= deadline:
                 self._raise_with_log(f"Triton was not ready after {self.options.ready_timeout_s:g} s")
@@ -221,59 +247,27 @@ class TritonLauncher:
             statuses = self.models()
         except (OSError, http.client.HTTPException):  # it died just now; the next look says so
             return False
-        if self.options.model_control_mode == "explicit":
-            statuses = [status for status in statuses if status.name in self.options.load_models]
+        wanted = self.options.load_models
+        if self.options.model_control_mode == "explicit" and _ALL_MODELS not in wanted:
+            server_status.require(statuses, wanted)
+            statuses = server_status.explain_unknown(
+                [status for status in statuses if status.name in wanted], self.log_tail(_WHOLE_LOG)
+            )
         if failures := server_status.describe_failures(statuses):
             raise ToolError(f"Triton could not load every model:\n{failures}")
         return all(status.ready or status.reason == "unloaded" for status in statuses)
 
     def _raise_ended(self) -> None:
+        if death := self.death():
+            self._raise_with_log(f"{death} while Triton started")
         if any("already in use" in line for line in self.log_tail()):
             raise PortInUse(f"a port of {self._ports} on {self.options.host} was taken while Triton started; try again")
         self._raise_with_log("Triton ended while starting")
 
     def _raise_with_log(self, message: str) -> None:
-        log = self.log_tail(1000)
-        usage = next((index for index, line in enumerate(log) if line.startswith("Usage:")), len(log))
-        shown = "\n".join(f"  {line}" for line in log[:usage][-15:])  # what Triton did not understand stands before its usage
-        raise ToolError(f"{message}; the end of its log:\n{shown}")
+        if shown := "\n".join(f"  {line}" for line in server_status.without_usage(self.log_tail(1000))[-15:]):
+            raise ToolError(f"{message}; the end of its log:\n{shown}")
+        raise ToolError(f"{message}; its log is in {self.options.log_file}" if self.options.log_file else message)
 
     def _log_file(self, directory: Path) -> Path:
-        return self.options.log_file or directory / "triton.log"
-
-    def _end_supervisor(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(OSError):  # it ended by itself
-            process.stdin.write(supervisor.STOP)
-            process.stdin.flush()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(self.options.stop_timeout_s + _SUPERVISOR_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()  # takes the server along
-            process.wait()
-        process.stdout.close()
-        supervisor.remove_shared_memory(self._shm_prefix)
-
-
-def _spawn_supervisor(job: supervisor.Job) -> tuple[subprocess.Popen[bytes], int]:
-    """The supervisor and the process id of the server it started."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastserve.__file__).resolve().parent.parent)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", supervisor.__name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        cwd=job.directory,
-        start_new_session=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
-    process.stdin.flush()
-    report = json.loads(process.stdout.readline() or "{}")
-    if "pid" not in report:
-        process.communicate()
-        reason = report.get("error", "its supervisor died")
-        raise ToolError(f"{job.command[0]} could not be started ({reason}); `fastserve doctor` may say more")
-    return process, int(report["pid"])
+        return (self.options.log_file or directory / "triton.log").absolute()  # the supervisor works in another directory

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from fastserve.errors import ToolError
 from fastserve.tools import console
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+from fastserve.tools.ports import port_number
 
 _EPILOG = """examples:
   fastserve serve
@@ -19,6 +20,8 @@ _EPILOG = """examples:
   fastserve serve --model-control-mode poll            pick up models that are added or changed
   fastserve serve -- --rate-limit=off                  everything after -- goes to tritonserver
 
+When a model's process dies (no memory, a crash), Triton would let its requests wait for ever: the server is ended instead,
+with exit code 1, in every model control mode.
 Only this machine can connect unless --host says otherwise (0.0.0.0: every network this machine is in).
 """
 
@@ -28,14 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: ./model_repository")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=_port, default=port, metavar="PORT", help=f"default: {port}; 0: any free one")
+        parser.add_argument(
+            f"--{name}-port", type=port_number, default=port, metavar="PORT", help=f"default: {port}; 0: any free one"
+        )
     parser.add_argument(
         "--model-control-mode", choices=("none", "poll", "explicit"), default="none", help="as in Triton (default: none)"
     )
     parser.add_argument(
         "--load-model", action="append", default=[], metavar="NAME", help="load NAME at the start, mode explicit only"
     )
-    parser.add_argument("--log-file", type=Path, help="keep Triton's log here (at most 16 MB in two files)")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="append Triton's log here; at 8 MB it becomes FILE.1")
     parser.add_argument(
         "--ready-timeout", type=float, default=600.0, metavar="SECONDS", help="give up when not ready (default: 600)"
     )
@@ -64,12 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
         with TritonLauncher(arguments.model_repository, options) as triton:
             _introduce(out, triton)
             triton.wait()
-            tail = triton.log_tail(15)
+            death, tail = triton.death(), triton.log_tail(15)
     except KeyboardInterrupt:
         out.print("Stopped.")
         return 0
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if death is not None:
+        raise ToolError(f"{death}; Triton would not have noticed, so it was ended. The end of its log:\n" + "\n".join(tail))
     raise ToolError("Triton ended by itself; the end of its log:\n" + "\n".join(tail))
 
 
@@ -82,13 +89,6 @@ def _introduce(out: Any, triton: TritonLauncher) -> None:
         out.print(f"Try:\n  curl -s {triton.http_url}/v2/models/{ready[0]}/generate -d {shlex.quote(body)}")
         out.print(f"  fastserve chat {ready[0]}" + ("" if triton.grpc_url.endswith(":8001") else f" --url {triton.grpc_url}"))
     out.print("Ctrl-C stops it.")
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text}, allowed: 0 to 65535")
-    return port
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from fastserve.errors import ModelNotFound, ToolError
+
 _TIMEOUT_S = 10.0
 _POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<name>[^']+)': (?P<reason>.*?)\"?$")
 
@@ -50,8 +52,18 @@ def is_live(host: str, port: int) -> bool:
 
 
 def model_statuses(host: str, port: int) -> list[ModelStatus]:
-    """Every model of the repository; folders Triton could not make sense of have the state ""."""
-    index = json.loads(request(host, port, "POST", "/v2/repository/index")[1])
+    """Every model of the repository; folders Triton could not make sense of have the state "".
+
+    Raises :class:`ToolError` when Triton answers with an error, and as :func:`request`.
+    """
+    status, body = request(host, port, "POST", "/v2/repository/index")
+    try:
+        index = json.loads(body)
+        if status != 200 or not isinstance(index, list):
+            raise ValueError
+    except ValueError:
+        said = body.decode("utf-8", "replace").strip()[:300] or "an empty answer"
+        raise ToolError(f"Triton cannot list its models, HTTP {status}: {said}") from None
     return [ModelStatus(*(str(entry.get(key, "")) for key in ("name", "version", "state", "reason"))) for entry in index]
 
 
@@ -65,6 +77,24 @@ def explain_unknown(statuses: Sequence[ModelStatus], log: Iterable[str]) -> list
             status = dataclasses.replace(status, state="UNAVAILABLE", reason=reason)
         explained.append(status)
     return explained
+
+
+def require(statuses: Iterable[ModelStatus], names: Iterable[str]) -> None:
+    """Raise :class:`ModelNotFound` when a model of ``names`` is not in the repository."""
+    known = sorted({status.name for status in statuses})
+    for name in names:
+        if name not in known:
+            raise ModelNotFound(f"the repository has no model {name}, only: {', '.join(known) or '(none)'}")
+
+
+def without_usage(log: Sequence[str]) -> list[str]:
+    """A log without Triton's list of options: the reason stands before it (an option it does not know) or after it.
+
+    In the list, options are indented by two blanks and their descriptions by a tab.
+    """
+    start = next((index for index, line in enumerate(log) if line.startswith("Usage:")), len(log))
+    end = max((index + 1 for index, line in enumerate(log) if line.startswith(("\t", "  --"))), default=start)
+    return [line for line in (*log[:start], *log[max(start, end) :]) if line.strip()]
 
 
 def describe_failures(statuses: Iterable[ModelStatus]) -> str:

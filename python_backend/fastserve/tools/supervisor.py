@@ -3,6 +3,8 @@
 Run as ``python -m fastserve.tools.supervisor``. The first line of stdin is a :class:`Job` as JSON; afterwards stdin is
 the leash: ``stop`` asks for a graceful stop, end of file (the tool died) does the same and removes the work directory
 too. On stdout JSON lines: ``{"pid": ...}`` (or ``{"error": ...}``) and, after everything is cleaned up, ``{"exit": ...}``.
+When the process of a model dies, ``{"death": ...}`` says so and the server is killed: its clients get an error at once
+instead of waiting for ever.
 
 A killed supervisor takes the server with it (PR_SET_PDEATHSIG); stubs whose server is gone end themselves.
 """
@@ -14,6 +16,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import select
 import selectors
 import shutil
 import signal
@@ -22,11 +25,15 @@ import time
 from pathlib import Path
 
 from fastserve.tools.bounded_log import BoundedLog
+from fastserve.tools.stub_watch import StubWatch
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SHARED_MEMORY = Path("/dev/shm")
 STOP = b"stop\n"
 _TICK_S = 0.1
+_WATCH_S = 0.25
+_WATCH_SHARE = 0.01
+"""Of a core, at most: where thousands of processes run, one look takes milliseconds."""
 _PIECE = 1 << 16
 
 
@@ -42,7 +49,7 @@ class Job:
     shm_prefix: str
     stop_timeout_s: float
     echo: bool = False
-    """Copy the server's output to this process's stderr as well."""
+    """Copy the server's output to this process's stderr as well; what its reader does not take at once is left out."""
 
 
 class Supervisor:
@@ -51,12 +58,15 @@ class Supervisor:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._log = BoundedLog(Path(job.log_file), job.log_bytes)
+        self._log.write(log_heading(job.shm_prefix).encode() + b"\n")
         self._parent = os.getppid()
         self._orphaned = False
         self._kill_at: float | None = None
         self._status: int | None = None
         self._selector = selectors.DefaultSelector()
         self._server = self._spawn()
+        self._stubs = StubWatch(self._server.pid)
+        self._look_at = time.monotonic()
         assert self._server.stdout is not None
         self._output = self._server.stdout.fileno()
         os.set_blocking(self._output, False)
@@ -73,6 +83,7 @@ class Supervisor:
             if os.getppid() != self._parent and not self._orphaned:
                 self._orphaned = True
                 self.stop()
+            self._watch()
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._signal(signal.SIGKILL)
             self._reap()
@@ -87,6 +98,19 @@ class Supervisor:
         if self._kill_at is None:
             self._kill_at = time.monotonic() + self._job.stop_timeout_s
             self._signal(signal.SIGTERM)
+
+    def _watch(self) -> None:
+        """Kill a server that lost a model's process: it would not notice, and its requests would never be answered."""
+        if self._kill_at is not None or time.monotonic() < self._look_at:
+            return
+        started = time.monotonic()
+        death = self._stubs.look()
+        ended = time.monotonic()
+        self._look_at = ended + max(_WATCH_S, (ended - started) / _WATCH_SHARE)
+        if death is not None:
+            self._log.write(f"fastserve: {death}; the server is ended\n".encode())
+            _report(death=death)
+            self._kill_at = time.monotonic()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -111,8 +135,7 @@ class Supervisor:
         while piece := _read(self._output):
             self._log.write(piece)
             if self._job.echo:
-                with contextlib.suppress(OSError):
-                    os.write(2, piece)
+                echo(piece, 2)
         if piece == b"" and self._output in self._selector.get_map():
             self._selector.unregister(self._output)
 
@@ -139,6 +162,22 @@ class Supervisor:
         self._log.close()
         if self._orphaned:
             shutil.rmtree(self._job.directory, ignore_errors=True)
+
+
+def log_heading(shm_prefix: str) -> str:
+    """The first line of a server's log: the file may hold older ones'."""
+    return f"--- fastserve starts tritonserver, {shm_prefix} ---"
+
+
+def echo(piece: bytes, descriptor: int) -> None:
+    """Write without waiting: a reader that stands still must not stop the server. The descriptor is shared with other
+    processes, so it cannot be made non-blocking; but a pipe that can be written to takes this much at once.
+    """
+    with contextlib.suppress(OSError):
+        for start in range(0, len(piece), select.PIPE_BUF):
+            if not select.select([], [descriptor], [], 0)[1]:
+                return
+            os.write(descriptor, piece[start : start + select.PIPE_BUF])
 
 
 def remove_shared_memory(prefix: str) -> None:

@@ -41,7 +41,7 @@ def find_triton(environment: Mapping[str, str] | None = None) -> TritonInstall:
     Raises :class:`ToolError` saying what to install when there is none or when it has no stub for this Python.
     """
     root = (os.environ if environment is None else environment).get(TRITON_VARIABLE)
-    return system_triton(Path(root)) if root else wheel_triton()
+    return system_triton(Path(root).absolute()) if root else wheel_triton()
 
 
 def system_triton(root: Path) -> TritonInstall:

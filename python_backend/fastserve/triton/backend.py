@@ -15,9 +15,12 @@ import triton_python_backend_utils as pb_utils
 from fastserve.config import EngineConfig
 from fastserve.errors import FastServeError, RequestUnreadable
 from fastserve.manifest import ModelManifest
-from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, TensorIO
+from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, missing_entries
 
 logger = logging.getLogger(__name__)
+
+DRAIN_S = 30.0
+"""What unfinished requests get in ``finalize`` before they are answered UNAVAILABLE."""
 
 
 class TritonPythonModel:
@@ -28,13 +31,15 @@ class TritonPythonModel:
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         """Fill in what the user's config.pbtxt leaves out: the generation contract, decoupled."""
         config = auto_complete_model_config.as_dict()
-        given = {item["name"] for item in config["input"]} | {item["name"] for item in config["output"]}
-        for spec in TEXT_GENERATION_INPUTS:
-            if spec.name not in given:
-                auto_complete_model_config.add_input(_config_entry(spec, is_input=True))
-        for spec in TEXT_GENERATION_OUTPUTS:
-            if spec.name not in given:
-                auto_complete_model_config.add_output(_config_entry(spec, is_input=False))
+        try:
+            inputs = missing_entries(config["input"], TEXT_GENERATION_INPUTS, kind="input")
+            outputs = missing_entries(config["output"], TEXT_GENERATION_OUTPUTS, kind="output")
+        except FastServeError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        for entry in inputs:
+            auto_complete_model_config.add_input(entry)
+        for entry in outputs:
+            auto_complete_model_config.add_output(entry)
         auto_complete_model_config.set_max_batch_size(0)
         auto_complete_model_config.set_model_transaction_policy({"decoupled": True})
         return auto_complete_model_config
@@ -61,7 +66,6 @@ class TritonPythonModel:
         manifest = ModelManifest.load(directory)
         engine = load_engine(directory, manifest, config, time.monotonic)
         self._task = load_text_generation(directory, manifest, config)
-        self._drain_timeout_s = config.drain_timeout_s
         self._request_ids = itertools.count()
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._engine = EngineThread(engine, self._outbox, clock=time.monotonic)
@@ -101,17 +105,10 @@ class TritonPythonModel:
             self._engine.submit(prepared.request)
 
     def finalize(self) -> None:
-        """Unload: let what is running finish within drain_timeout_s, answer the rest, stop the threads."""
-        self._engine.shutdown(self._drain_timeout_s)
+        """Unload: stop the threads. Triton calls this when no request is in flight; should one be, it may finish."""
+        self._engine.shutdown(DRAIN_S)
         self._engine.join()
         self._responder.join()
-
-
-def _config_entry(spec: TensorIO, *, is_input: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)}
-    if is_input:
-        entry["optional"] = spec.optional
-    return entry
 
 
 class _TritonHandler(logging.Handler):

@@ -25,7 +25,10 @@ class TritonChannel:
         self._sender.send(pb_utils.InferenceResponse(output_tensors=outputs), flags=flags)
 
     def fail(self, error: FastServeError) -> None:
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), TRITON_CODES[error.code]))
+        """End the request with an error. The message begins with the code's name, because Triton keeps the code from most
+        clients: HTTP shows 400 for all, and a gRPC stream only the message."""
+        message = f"{error.code.value}: {error}"
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, TRITON_CODES[error.code]))
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:

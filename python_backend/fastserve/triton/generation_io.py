@@ -1,12 +1,16 @@
 """The tensors of a text-generation model, once: export writes them to config.pbtxt, the backend auto-completes and parses them.
 
 Names, types and shapes are those of Triton's vLLM backend; ``input_ids``, ``return_output_ids`` and ``output_ids`` are ours.
-Plain data: nothing of Triton is imported here.
+Nothing of Triton is imported here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastserve.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,3 +47,26 @@ TEXT_GENERATION_OUTPUTS: tuple[TensorIO, ...] = (
     TensorIO("num_output_tokens", "TYPE_UINT32", (-1,)),
     TensorIO("output_ids", "TYPE_INT64", (-1,)),
 )
+
+
+def missing_entries(given: Sequence[Mapping[str, Any]], contract: Sequence[TensorIO], *, kind: str) -> list[dict[str, Any]]:
+    """What a model configuration has to be completed with, as its entries.
+
+    ``given``: its inputs or outputs (``kind``). Raises ConfigError for an entry that is not the contract's.
+    """
+    specs = {spec.name: spec for spec in contract}
+    for entry in given:
+        spec = specs.get(entry["name"])
+        if spec is None:
+            raise ConfigError(f"{kind} {entry['name']}: unknown in config.pbtxt, allowed: {', '.join(specs)}")
+        declared = entry["data_type"], tuple(int(size) for size in entry["dims"])
+        if declared != (spec.data_type, spec.dims):
+            shown = f"{declared[0]} {list(declared[1])}"
+            raise ConfigError(f"{kind} {spec.name}: got {shown} in config.pbtxt, allowed: {spec.data_type} {list(spec.dims)}")
+    present = {entry["name"] for entry in given}
+    optional = {True: {"optional": True}, False: {}}
+    return [
+        {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)} | optional[spec.optional]
+        for spec in contract
+        if spec.name not in present
+    ]

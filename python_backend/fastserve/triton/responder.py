@@ -6,18 +6,19 @@ was cancelled, updating metrics) happens here and never on the engine thread.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from fastserve.core.events import Aborted, Event, Failed, TokenEvent
+from fastserve.core.events import Event, Failed, TokenEvent
 from fastserve.core.request import FinishReason
 from fastserve.engine.engine_thread import EngineStopped
 from fastserve.engine.stats import EngineStats
@@ -51,6 +52,14 @@ class MetricsSink(Protocol):
     def count_ending(self, ending: str) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationEnd:
+    """How an answer ended. ``engine_knows``: false when a stop string was found here, so that it has to be told."""
+
+    reason: FinishReason
+    engine_knows: bool
+
+
 class ResponseStream:
     """One open request: its way back and its text so far."""
 
@@ -65,22 +74,31 @@ class ResponseStream:
         """Whether its first token has come."""
         self._token_ids: list[int] = []
 
-    def push(self, event: TokenEvent) -> FinishReason | None:
-        """Send what the token adds (streaming) or keep it; returns the finish reason once the whole answer is sent."""
+    def push(self, events: Sequence[TokenEvent]) -> GenerationEnd | None:
+        """Send in one response what the tokens add (streaming), or keep it until the last. Returns how the answer ended
+        if it did; tokens after that are not looked at."""
         self.started = True
-        delta = self._generation.push(event)
-        if self._prepared.stream:
-            text, token_ids = delta.text, delta.token_ids
-        else:
+        for event in events:
+            delta = self._generation.push(event)
             self._texts.append(delta.text)
-            self._token_ids += delta.token_ids
-            if delta.finish_reason is None:
-                return None
-            text, token_ids = "".join(self._texts), tuple(self._token_ids)
-        num_input_tokens = len(self._prepared.request.prompt_token_ids)
-        answer = Answer(text, token_ids, delta.cumulative_logprob, num_input_tokens, delta.finish_reason)
-        self.channel.send(encode_answer(answer, self._flags), final=delta.finish_reason is not None)
-        return delta.finish_reason
+            self._token_ids.append(event.token_id)
+            if delta.finish_reason is not None:
+                break
+        if delta.finish_reason is None and not self._prepared.stream:
+            return None
+        answer = Answer(
+            "".join(self._texts),
+            tuple(self._token_ids),
+            delta.cumulative_logprob,
+            len(self._prepared.request.prompt_token_ids),
+            delta.finish_reason,
+        )
+        self._texts.clear()
+        self._token_ids.clear()
+        self.channel.send(encode_answer(answer, self._flags), final=answer.finish_reason is not None)
+        if answer.finish_reason is None:
+            return None
+        return GenerationEnd(answer.finish_reason, engine_knows=event.finish_reason is not None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,51 +129,73 @@ class Responder:
         self._thread.join()
 
     def _main(self) -> None:
-        message: object = None
+        stopped = False
         next_sweep = time.monotonic()
-        while not isinstance(message, EngineStopped):
-            try:
-                message = self._outbox.get(timeout=CANCEL_SWEEP_S if self._streams else None)
-                self._handle(message)
-            except queue.Empty:
-                pass
+        while not stopped:
+            messages = self._take()
+            self._handle(messages)
+            stopped = any(isinstance(message, EngineStopped) for message in messages)
             if self._streams and time.monotonic() >= next_sweep:
                 started = time.monotonic()
                 self._abort_cancelled()
                 pause = max(CANCEL_SWEEP_S, CANCEL_SWEEP_REST * (time.monotonic() - started))
                 next_sweep = time.monotonic() + pause
 
-    def _handle(self, message: object) -> None:
-        if isinstance(message, ResponseStream):
-            self._streams[message.request_id] = message
-            self._turns.append(message.request_id)
-        elif isinstance(message, list):
-            for event in message:
-                self._handle_event(event)
-        elif isinstance(message, EngineStats):
-            self._guard(lambda: self._metrics.update(message), "metrics could not be updated")
-        elif isinstance(message, Rejected):
-            self._fail(message.channel, message.error)
+    def _take(self) -> list[object]:
+        """Wait for a message, then take all that are there."""
+        messages: list[object] = []
+        with contextlib.suppress(queue.Empty):
+            messages.append(self._outbox.get(timeout=CANCEL_SWEEP_S if self._streams else None))
+            while True:
+                messages.append(self._outbox.get_nowait())
+        return messages
 
-    def _handle_event(self, event: Event) -> None:
-        stream = self._streams.get(event.request_id)
-        if stream is None or isinstance(event, Aborted):
-            return  # already answered here: a stop string, a client that went away
-        if isinstance(event, Failed):
-            del self._streams[event.request_id]
-            self._fail(stream.channel, event.error)
-            return
+    def _handle(self, messages: Iterable[object]) -> None:
+        """Handle what has come since the last time. Usually that is one iteration of the engine; when the engine is the
+        faster one, a stream's tokens of several iterations go out in one response, so that nobody falls ever further
+        behind."""
+        tokens: dict[int, list[TokenEvent]] = {}
+        stats: EngineStats | None = None
+        for message in messages:
+            if isinstance(message, ResponseStream):
+                self._streams[message.request_id] = message
+                self._turns.append(message.request_id)
+            elif isinstance(message, list):
+                self._sort(message, tokens)
+            elif isinstance(message, EngineStats):
+                stats = message
+            elif isinstance(message, Rejected):
+                self._fail(message.channel, message.error)
+        for request_id, events in tokens.items():
+            self._answer(request_id, events)
+        if stats is not None:
+            self._guard(lambda: self._metrics.update(stats), "metrics could not be updated")
+
+    def _sort(self, events: Iterable[Event], tokens: dict[int, list[TokenEvent]]) -> None:
+        """Put tokens with the others of their request; deliver errors, after the tokens before them."""
+        for event in events:
+            if isinstance(event, TokenEvent):
+                tokens.setdefault(event.request_id, []).append(event)
+            elif isinstance(event, Failed):
+                self._answer(event.request_id, tokens.pop(event.request_id, []))
+                if (stream := self._streams.pop(event.request_id, None)) is not None:
+                    self._fail(stream.channel, event.error)
+
+    def _answer(self, request_id: int, events: Sequence[TokenEvent]) -> None:
+        stream = self._streams.get(request_id)
+        if stream is None or not events:
+            return  # answered already: a stop string, a client that went away
         try:
-            reason = stream.push(event)
+            end = stream.push(events)
         except Exception:  # the client's way back is gone or its text cannot be made: this request ends, no other
-            logger.exception("request %d could not be answered", event.request_id)
+            logger.exception("request %d could not be answered", request_id)
             self._withdraw(stream)
             return
-        if reason is not None:
-            del self._streams[event.request_id]
-            if event.finish_reason is None:  # a stop string: the engine does not know yet
-                self._abort(event.request_id)
-            self._count(reason.value)
+        if end is not None:
+            del self._streams[request_id]
+            if not end.engine_knows:
+                self._abort(request_id)
+            self._count(end.reason.value)
 
     def _abort_cancelled(self) -> None:
         """Ask about every request that has begun to be answered, and about some of those that wait, in turns."""
