@@ -67,6 +67,15 @@ def test_chat_through_a_pipe_answers_each_line(server):
     assert done.stderr.count("tokens, first after") == 2  # how fast it went on shows only in answers of several pieces
 
 
+@pytest.fixture
+def children_hear_ctrl_c():
+    """A shell that runs the tests in the background has them ignore SIGINT, which a child would inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("children_hear_ctrl_c")
 def test_serve_says_what_is_ready_and_ends_cleanly_on_ctrl_c(tmp_path, sources):
     export_model(str(sources["llama"]), ExportOptions(output=tmp_path, name="llama"))
     http, grpc, metrics = map(str, free_ports("127.0.0.1", 3))
