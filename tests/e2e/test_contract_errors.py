@@ -166,7 +166,7 @@ class Neighbour:
             for row in rows_of(start_call(channel, self._message)):
                 self.ids += row.values["output_ids"]
                 self.text += row.values["text_output"][0]
-                if len(self.ids) == 20:
+                if len(self.ids) >= 20:
                     self.is_running.set()
         self.ended_at = time.monotonic()
         return self
