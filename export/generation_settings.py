@@ -40,7 +40,14 @@ _NOT_DECODING = frozenset(
 """Settings that are read elsewhere, or that change no token: a request's ``max_tokens`` takes the place of max_length, its
 temperature that of do_sample."""
 
-_NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, "", [], {})
+_ONE_IS_NEUTRAL = ("num_", "penalty", "_p", "_scale", "return_sequences")
+"""Parts of the names of settings that change nothing at 1."""
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return not value
+    return value in (0, "", [], {}) or (value == 1 and any(part in key for part in _ONE_IS_NEUTRAL))
 
 
 def generation_defaults(generation_config: Any) -> dict[str, float]:
@@ -65,7 +72,7 @@ def settings_not_applied(generation_config: Any) -> list[str]:
     lost = {"min_new_tokens": mapped["min_tokens"]} if _asks_too_much(mapped) else {}
     for key, value in generation_config.to_diff_dict().items():
         read_elsewhere = key in _NAMES or key in _NOT_DECODING or key.startswith("_")
-        if not read_elsewhere and (value is not None if key.startswith("forced_") else value not in _NEUTRAL):
+        if not read_elsewhere and (value is not None if key.startswith("forced_") else not _is_neutral(key, value)):
             lost[key] = value
     return [f"{key}={value}" for key, value in sorted(lost.items())]
 

@@ -67,7 +67,11 @@ def check_gguf_keys(reader: Any, config: Any) -> None:
         if suffix == key or read.get(suffix) or suffix in _HARMLESS_KEYS:
             continue
         value = field.contents()
-        if suffix == "attention.sliding_window" and (value == 0 or value >= config.max_position_embeddings):
+        if (
+            suffix == "attention.sliding_window"
+            and isinstance(value, int)
+            and (value == 0 or value >= config.max_position_embeddings)
+        ):
             continue  # it hides nothing
         if not any(_equal(value, neutral) for neutral in (*_NEUTRAL_VALUES.get(suffix, ()), *_from_config(suffix, config))):
             raise UnsupportedModel(

@@ -107,13 +107,12 @@ def _make_staging(home: Path) -> tuple[Path, int]:
 def _sweep(home: Path) -> None:
     """Delete what killed exports left in ``home``; one that holds a replaced version is left for a person to look at."""
     for folder in home.glob(f"{_STAGING_PREFIX}*"):
-        if (folder / _REPLACED).exists():
-            continue
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its export is alive
-                shutil.rmtree(folder, ignore_errors=True)
+                if not (folder / _REPLACED).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
 

@@ -112,6 +112,12 @@ class RequestUnreadable(FastServeError):
     code = ErrorCode.INTERNAL
 
 
+class ResponderFailed(FastServeError):
+    """A bug of ours, or a fault of Triton's, in sending an answer; its neighbours go on."""
+
+    code = ErrorCode.INTERNAL
+
+
 class EngineDead(FastServeError):
     """The engine thread ended with a bug; every request is answered with this."""
 

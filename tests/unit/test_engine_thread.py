@@ -95,8 +95,8 @@ class Scene:
         self.wait_for(EngineStopped)
         assert self.thread.join(TIMEOUT_S)
         assert self.outbox.empty()
-        assert isinstance(self.messages[-2], EngineStats)
         if self.thread._dead is None:
+            assert isinstance(self.messages[-2], EngineStats)
             assert violations(self.engine.scheduler) == []
             assert self.engine.scheduler.pool.num_used == 0
         return collect([event for message in self.messages if isinstance(message, list) for event in message])
@@ -304,6 +304,24 @@ def test_a_request_whose_deadline_passed_just_before_a_bug_still_gets_its_ending
     clock.advance(2.0)
     scene.thread.start()
     assert endings(scene.end()) == {0: DeadlineExceeded, 1: EngineDead}
+
+
+def test_a_bug_in_the_middle_of_a_commit_still_ends_every_request_once():
+    scene = Scene()
+    finish, finished = scene.engine.scheduler.finish, []
+
+    def break_the_second(sequence):
+        finished.append(sequence)
+        if len(finished) == 2:
+            raise ZeroDivisionError("a bug")
+        finish(sequence)
+
+    scene.engine.scheduler.finish = break_the_second
+    scene.submit(*requests(4, max_tokens=1))
+    scene.thread.start()
+    outcomes = scene.end()
+    assert endings(outcomes) == dict.fromkeys(range(4), EngineDead)
+    assert [stats.running + stats.waiting for stats in scene.stats][-1] == 0
 
 
 def test_an_unexpected_exception_in_a_run_fails_only_the_requests_that_were_in_it(caplog):

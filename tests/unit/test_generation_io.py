@@ -9,7 +9,7 @@ from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATI
 
 
 def entry(spec, **changes):
-    return {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)} | changes
+    return {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims), "optional": spec.optional} | changes
 
 
 def test_an_empty_configuration_gets_the_whole_contract():
@@ -29,6 +29,7 @@ def test_what_is_there_is_not_added_again():
     [
         ({"data_type": "TYPE_INT32"}, r"input text_input: got TYPE_INT32 \[1\] in config.pbtxt, allowed: TYPE_STRING \[1\]"),
         ({"dims": [2]}, r"input text_input: got TYPE_STRING \[2\]"),
+        ({"optional": False}, r"input text_input: got optional: false in config.pbtxt, allowed: optional: true"),
         ({"name": "prompt"}, r"input prompt: unknown in config.pbtxt, allowed: text_input, input_ids"),
     ],
 )

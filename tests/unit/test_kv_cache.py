@@ -93,6 +93,14 @@ def test_a_container_has_no_more_than_its_own_limit_leaves(tmp_path, limit_file,
     assert read_free_memory(tmp_path) == free
 
 
+def test_what_a_container_has_cached_of_files_is_free(tmp_path):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, "sys/fs/cgroup/memory.max", "3000000\n")
+    write(tmp_path, "sys/fs/cgroup/memory.current", "2900000\n")
+    write(tmp_path, "sys/fs/cgroup/memory.stat", "anon 500000\nactive_file 400000\ninactive_file 2000000\n")
+    assert read_free_memory(tmp_path) == 3000000 - 500000
+
+
 def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path):
     write(tmp_path, "proc/meminfo", MEMINFO)
     write(tmp_path, "sys/fs/cgroup/memory.max", "max\n")

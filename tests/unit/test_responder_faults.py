@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastserve.core.events import Failed, TokenEvent
 from fastserve.core.request import FinishReason
+from fastserve.engine.engine_thread import EngineStopped
 from fastserve.engine.stats import EngineStats
-from fastserve.errors import StepFailed
+from fastserve.errors import ResponderFailed, ShuttingDown, StepFailed
 from fastserve.triton import responder as responder_module
 from tests.doubles import RecordingMetrics
 from tests.unit.test_responder import Scene
@@ -53,6 +54,7 @@ def test_tokens_that_wait_for_a_slow_responder_go_out_together_and_errors_after_
 def test_requests_that_are_being_answered_are_asked_in_every_sweep_whoever_waits(monkeypatch):
     scene = Scene()
     monkeypatch.setattr(responder_module, "CANCEL_SWEEP_SIZE", 1)
+    monkeypatch.setattr(responder_module, "CANCEL_SWEEP_OLDEST", 2)
     served = [scene.open(request_id) for request_id in (1, 2, 3)]
     waiting = [scene.open(request_id) for request_id in range(10, 20)]
     for request_id in (1, 2, 3):
@@ -62,4 +64,36 @@ def test_requests_that_are_being_answered_are_asked_in_every_sweep_whoever_waits
         channel.cancelled = True
     scene.responder._abort_cancelled()
     assert [channel.endings for channel in served] == [1, 1, 1]
-    assert sum(channel.endings for channel in waiting) == 1
+    assert [channel.endings for channel in waiting[:2]] == [1, 1]
+    assert sum(channel.endings for channel in waiting) == 3
+
+
+def test_requests_that_are_open_when_the_engine_has_stopped_are_still_answered():
+    scene = Scene()
+    left = scene.open(1)
+    scene.tokens(1, "ab")
+    scene.finish()
+    assert left.text() == "ab"
+    assert [type(error) for error in left.errors] == [ShuttingDown]
+
+
+def test_a_bug_in_the_responder_ends_the_open_requests_and_later_ones_are_served(monkeypatch):
+    scene = Scene()
+    first = scene.open(1)
+    scene.keep_up()
+    later = scene.open(2)
+    scene.tokens(2, "ok", FinishReason.LENGTH)
+    messages, sound = [*scene.messages(), EngineStopped()], scene.responder._handle
+
+    def handle(batch):
+        monkeypatch.setattr(scene.responder, "_handle", sound)
+        for message in messages:
+            scene.outbox.put(message)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(scene.responder, "_handle", handle)
+    scene.outbox.put(EngineStats())
+    scene.responder.start()
+    scene.join()
+    assert [type(error) for error in first.errors] == [ResponderFailed]
+    assert (later.text(), later.endings) == ("ok", 1)

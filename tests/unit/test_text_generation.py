@@ -108,6 +108,14 @@ def test_a_text_that_could_never_fit_is_refused_before_it_is_tokenised():
         prepare(task, text="a" * 513)
 
 
+def test_a_long_text_is_tokenised_when_a_token_may_stand_for_any_number_of_bytes():
+    tokenizer = ByteTokenizer()
+    tokenizer.longest_token_bytes = None
+    tokenizer.encode = lambda text, **_: (7,)
+    task = TextGeneration(make_manifest(), tokenizer, None, max_model_len=128, random_seed=lambda: 0)
+    assert prepare(task, text="a" * 10_000).request.prompt_token_ids == (7,)
+
+
 def test_end_tokens_beyond_the_vocabulary_are_never_drawn_and_so_ignored():
     task = make_task(tokenizer=TokenizerSpec("tokenizer.json", eos_token_ids=(257, 400)))
     assert prepare(task, text="a").request.params.stop_token_ids == frozenset({257})

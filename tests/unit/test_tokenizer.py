@@ -76,3 +76,12 @@ def test_a_missing_or_damaged_file_is_named(tmp_path, content):
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ManifestError, match=r"tokenizer\.json: not a tokenizer file"):
         Tokenizer(tmp_path, TokenizerSpec("tokenizer.json", ()))
+
+
+def test_a_tokenizer_with_an_unknown_word_has_no_longest_token(tmp_path):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "hello": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer(tmp_path, TokenizerSpec("tokenizer.json", eos_token_ids=()))
+    assert made.longest_token_bytes is None
+    assert made.encode("hello " + "x" * 5000) == (1, 0)

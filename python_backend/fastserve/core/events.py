@@ -36,3 +36,8 @@ class Aborted:
 
 
 Event = TokenEvent | Failed | Aborted
+
+
+def is_ending(event: Event) -> bool:
+    """Whether nothing more comes of the request."""
+    return not isinstance(event, TokenEvent) or event.finish_reason is not None

@@ -76,11 +76,6 @@ class Engine:
         """Withdraw a request; nothing happens when it has ended already."""
         return [Aborted(request_id)] if self.scheduler.abort(request_id) else []
 
-    @property
-    def unfinished(self) -> list[int]:
-        """Ids of the requests that still owe their client an ending."""
-        return [sequence.request.request_id for sequence in self.scheduler.sequences]
-
     def fail_all(self, error: FastServeError) -> list[Event]:
         """End every unfinished request with ``error``."""
         return self._fail(self.scheduler.sequences, error)

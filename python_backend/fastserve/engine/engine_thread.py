@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fastserve.core.events import Aborted, Event, Failed
+from fastserve.core.events import Aborted, Event, Failed, is_ending
 from fastserve.core.request import Request
 from fastserve.engine.engine import Engine
 from fastserve.engine.stats import EngineStats
@@ -66,7 +66,9 @@ class EngineThread:
         self._clock = clock
         self._stats_interval_s = stats_interval_s
         self._next_stats = 0.0
+        self._last_stats = EngineStats()
         self._dead: EngineDead | None = None
+        self._open: set[int] = set()  # requests that still owe their client an ending
         self._newest_id = -1
         self._early_aborts: set[int] = set()  # withdrawn before they were submitted: the client was quicker than we
         self._drain_until: float | None = None
@@ -105,15 +107,16 @@ class EngineThread:
         except Exception as error:
             logger.exception("the engine failed; every request will be refused")
             self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
-            # The scheduler may be what is broken: it is only asked who is there, and never used again.
-            self._emit([Failed(request_id, self._dead) for request_id in self._engine.unfinished])
+            # The engine may be what is broken, in the middle of anything: it is not asked and never used again.
+            self._emit([Failed(request_id, self._dead) for request_id in sorted(self._open)])
+            self._outbox.put(dataclasses.replace(self._last_stats, running=0, waiting=0))
 
     def _end(self) -> None:
         while not self._inbox.empty():  # what arrived while the last iteration ran
             self._handle(self._inbox.get())
         if self._dead is None:
             self._emit(self._engine.fail_all(ShuttingDown("the model was unloaded before the request finished")))
-        self._outbox.put(self._engine.stats())
+            self._publish_stats(due=True)
 
     @property
     def _has_work(self) -> bool:
@@ -157,13 +160,16 @@ class EngineThread:
         elif self._drain_until is not None:
             self._emit([Failed(request.request_id, ShuttingDown("the model is being unloaded"))])
         else:
+            self._open.add(request.request_id)
             self._emit(self._engine.submit(request))
 
     def _emit(self, events: list[Event]) -> None:
         if events:
+            self._open.difference_update(event.request_id for event in events if is_ending(event))
             self._outbox.put(events)
 
     def _publish_stats(self, *, due: bool) -> None:
         if due:
-            self._outbox.put(self._engine.stats())
+            self._last_stats = self._engine.stats()
+            self._outbox.put(self._last_stats)
             self._next_stats = self._clock() + self._stats_interval_s

@@ -64,7 +64,8 @@ class TextGeneration:
         self._vocab_size = manifest.model.vocab_size
         # An id beyond the vocabulary is never drawn (a tokenizer may have more ids than the model has rows).
         self._eos_token_ids = frozenset(id for id in manifest.tokenizer.eos_token_ids if id < manifest.model.vocab_size)
-        self._max_prompt_bytes = max_model_len * tokenizer.longest_token_bytes
+        longest = tokenizer.longest_token_bytes
+        self._max_prompt_bytes = max_model_len * longest if longest is not None else None
         try:
             self._defaults = parse_sampling_parameters(manifest.generation, {})
         except FastServeError as error:
@@ -120,7 +121,7 @@ class TextGeneration:
     def _encode(self, field: str, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Tokens of a prompt. A text that cannot fit is refused before the work of tokenising it."""
         size = len(text.encode())
-        if size > self._max_prompt_bytes:
+        if self._max_prompt_bytes is not None and size > self._max_prompt_bytes:
             raise RequestTooLong(
                 field, f"{size} bytes", f"at most {self._max_prompt_bytes}, the longest token for all of max_model_len"
             )

@@ -22,13 +22,19 @@ class Tokenizer:
             raise ManifestError(f"{directory / spec.file}: not a tokenizer file ({error})") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.longest_token_bytes = max(len(token.encode()) for token in self._tokenizer.get_vocab(with_added_tokens=True))
-        """No token stands for more bytes of text than this."""
+        self.longest_token_bytes = self._longest_token_bytes()
+        """No token stands for more bytes of text than this; None when one may stand for any number (an unknown word)."""
 
     @property
     def size(self) -> int:
         """Number of ids, added tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def _longest_token_bytes(self) -> int | None:
+        keeps_bytes = "ByteLevel" in repr(self._tokenizer.pre_tokenizer) or getattr(self._tokenizer.model, "byte_fallback", False)
+        if not keeps_bytes:
+            return None
+        return max(len(token.encode()) for token in self._tokenizer.get_vocab(with_added_tokens=True))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """``add_special_tokens``: put the model's own begin / end tokens around the text (a rendered chat has them already)."""

@@ -41,9 +41,13 @@ class BoundedLog:
 
     def _rotate(self) -> None:
         self.close()
-        with contextlib.suppress(OSError):
+        flags = _FLAGS
+        try:
             self._path.replace(older_half(self._path))
-            self._descriptor, self._size = os.open(self._path, _FLAGS, 0o666), 0
+        except OSError:  # a folder the user cannot write in: begin the file again instead
+            flags |= os.O_TRUNC
+        with contextlib.suppress(OSError):
+            self._descriptor, self._size = os.open(self._path, flags, 0o666), 0
 
 
 def older_half(path: Path) -> Path:

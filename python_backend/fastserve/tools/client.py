@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -50,7 +51,7 @@ def refusal(message: str, otherwise: str) -> RequestFailed:
     FastServe's messages begin with the name of their code, because Triton does not pass codes on. ``otherwise``: the status
     of messages without one, which are Triton's own.
     """
-    code, colon, rest = message.removeprefix("[request id: <id_unknown>] ").partition(": ")
+    code, colon, rest = re.sub(r"^\[request id: [^]]*\] ", "", message).partition(": ")
     if colon and code in ErrorCode.__members__:
         return RequestFailed(code, rest)
     return RequestFailed("NOT_FOUND" if "unknown model" in message else otherwise, message)
@@ -68,7 +69,7 @@ class GenerateRequest:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Sampling parameters, sent as one JSON object."""
     stream: bool = True
-    """Whether every token is answered on its own, or everything at the end."""
+    """Whether the answer comes as it is made, usually a response for each token, or all at the end."""
     exclude_input_in_output: bool | None = None
     returns: tuple[str, ...] = DEFAULT_RETURNS
     """Optional outputs to ask for: the names of the contract's ``return_*`` inputs without the prefix."""

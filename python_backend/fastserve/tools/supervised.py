@@ -38,7 +38,8 @@ class SupervisedServer:
         with contextlib.suppress(BrokenPipeError):  # it died before it read; that shows below
             self._process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
             self._process.stdin.flush()
-        self._take_in(self._process.stdout.readline())
+        while not self._reports and (line := self._process.stdout.readline()):  # skips what is not a report
+            self._take_in(line)
         if "pid" not in self._reports:
             with contextlib.suppress(BrokenPipeError):
                 self._process.communicate()

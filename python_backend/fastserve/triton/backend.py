@@ -116,14 +116,11 @@ class _TritonHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         log = pb_utils.Logger
-        send = (
-            log.log_error
-            if record.levelno >= logging.ERROR
-            else log.log_warn
-            if record.levelno >= logging.WARNING
-            else log.log_info
-        )
-        send(f"fastserve: {self.format(record)}")
+        sends = {logging.ERROR: log.log_error, logging.WARNING: log.log_warn}
+        try:
+            sends.get(record.levelno, log.log_info)(f"fastserve: {self.format(record)}")
+        except Exception:  # a log that is gone must not end the thread that writes to it
+            self.handleError(record)
 
 
 def _log_to_triton() -> None:

@@ -63,6 +63,8 @@ def missing_entries(given: Sequence[Mapping[str, Any]], contract: Sequence[Tenso
         if declared != (spec.data_type, spec.dims):
             shown = f"{declared[0]} {list(declared[1])}"
             raise ConfigError(f"{kind} {spec.name}: got {shown} in config.pbtxt, allowed: {spec.data_type} {list(spec.dims)}")
+        if spec.optional and not entry.get("optional", False):
+            raise ConfigError(f"{kind} {spec.name}: got optional: false in config.pbtxt, allowed: optional: true")
     present = {entry["name"] for entry in given}
     optional = {True: {"optional": True}, False: {}}
     return [

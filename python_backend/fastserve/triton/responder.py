@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import queue
 import threading
@@ -22,7 +23,7 @@ from fastserve.core.events import Event, Failed, TokenEvent
 from fastserve.core.request import FinishReason
 from fastserve.engine.engine_thread import EngineStopped
 from fastserve.engine.stats import EngineStats
-from fastserve.errors import FastServeError, RequestCancelled
+from fastserve.errors import FastServeError, RequestCancelled, ResponderFailed, ShuttingDown
 from fastserve.tasks.text_generation import GenerationStream, PreparedGeneration
 from fastserve.text.tokenizer import Tokenizer
 from fastserve.triton.protocol import Answer, ReturnFlags, encode_answer
@@ -33,6 +34,8 @@ CANCEL_SWEEP_S = 0.1
 """Seconds between two looks for cancelled requests."""
 CANCEL_SWEEP_SIZE = 64
 """Waiting requests asked about in one sweep: each look is a round trip to the server, so thousands of them take turns."""
+CANCEL_SWEEP_OLDEST = 32
+"""Requests without a token asked about in every sweep, the longest waiting first."""
 CANCEL_SWEEP_REST = 4.0
 """A sweep that took long is followed by a pause of this many times as long: sending tokens comes first."""
 
@@ -133,13 +136,20 @@ class Responder:
         next_sweep = time.monotonic()
         while not stopped:
             messages = self._take()
-            self._handle(messages)
+            try:
+                self._handle(messages)
+            except BaseException as error:  # a bug: nobody may wait for an answer that cannot come
+                logger.exception("the responder failed; every open request ends")
+                for stream in list(self._streams.values()):
+                    self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
             stopped = any(isinstance(message, EngineStopped) for message in messages)
-            if self._streams and time.monotonic() >= next_sweep:
+            if self._streams and not stopped and time.monotonic() >= next_sweep:
                 started = time.monotonic()
                 self._abort_cancelled()
                 pause = max(CANCEL_SWEEP_S, CANCEL_SWEEP_REST * (time.monotonic() - started))
                 next_sweep = time.monotonic() + pause
+        for stream in list(self._streams.values()):
+            self._withdraw(stream, ShuttingDown("the model was unloaded before the request finished"))
 
     def _take(self) -> list[object]:
         """Wait for a message, then take all that are there."""
@@ -187,9 +197,9 @@ class Responder:
             return  # answered already: a stop string, a client that went away
         try:
             end = stream.push(events)
-        except Exception:  # the client's way back is gone or its text cannot be made: this request ends, no other
+        except BaseException as error:  # no text can be made of its tokens, or nothing sent: this request ends, no other
             logger.exception("request %d could not be answered", request_id)
-            self._withdraw(stream)
+            self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
             return
         if end is not None:
             del self._streams[request_id]
@@ -198,8 +208,11 @@ class Responder:
             self._count(end.reason.value)
 
     def _abort_cancelled(self) -> None:
-        """Ask about every request that has begun to be answered, and about some of those that wait, in turns."""
-        for stream in [stream for stream in self._streams.values() if stream.started]:
+        """Ask about every request that has begun to be answered, about the oldest others (they may hold blocks already),
+        and about some of those that wait, in turns."""
+        others = (stream for stream in self._streams.values() if not stream.started)
+        oldest = list(itertools.islice(others, CANCEL_SWEEP_OLDEST))
+        for stream in [stream for stream in self._streams.values() if stream.started] + oldest:
             self._ask(stream)
         asked = 0
         for _ in range(len(self._turns)):
@@ -216,19 +229,19 @@ class Responder:
     def _ask(self, stream: ResponseStream) -> bool:
         """Whether the client still wants its answer; if not, the request ends."""
         try:
-            cancelled = stream.channel.is_cancelled()
-        except Exception:  # the client's way back is gone: nobody is left to read an answer
+            if not stream.channel.is_cancelled():
+                return True
+            self._withdraw(stream, RequestCancelled())
+        except Exception as error:  # Triton no longer knows the request: nobody is left to read an answer
             logger.exception("request %d could not be asked about", stream.request_id)
-            cancelled = True
-        if cancelled:
-            self._withdraw(stream)
-        return not cancelled
+            self._withdraw(stream, ResponderFailed(f"the client could not be reached ({type(error).__name__}: {error})"))
+        return False
 
-    def _withdraw(self, stream: ResponseStream) -> None:
-        """The client is gone: free what its request holds and say so to whoever may still listen."""
+    def _withdraw(self, stream: ResponseStream, error: FastServeError) -> None:
+        """End a request from here: free what it holds and say why to whoever may still listen."""
         del self._streams[stream.request_id]
         self._abort(stream.request_id)
-        self._fail(stream.channel, RequestCancelled())
+        self._fail(stream.channel, error)
 
     def _fail(self, channel: Channel, error: FastServeError) -> None:
         self._guard(lambda: channel.fail(error), f"an error could not be delivered: {error}")

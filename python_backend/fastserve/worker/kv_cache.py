@@ -13,10 +13,11 @@ from fastserve.config import EngineConfig
 from fastserve.errors import ConfigError
 from fastserve.manifest import CacheSpec
 
-CONTROL_GROUP_FILES = (
-    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),  # version 2
-    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),  # version 1
+CONTROL_GROUPS = (
+    ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
 )
+"""Where a container finds its own memory limit and usage."""
 
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
 
@@ -69,8 +70,15 @@ def read_free_memory(root: Path = Path("/")) -> int:
     available = next((int(line.split()[1]) * 1024 for line in meminfo.splitlines() if line.startswith("MemAvailable:")), None)
     if available is None:
         raise ConfigError("/proc/meminfo has no MemAvailable line; set kv_cache_bytes")
-    for limit_file, usage_file in CONTROL_GROUP_FILES:
-        limit, usage = root / limit_file, root / usage_file
+    for folder, limit_name, usage_name in CONTROL_GROUPS:
+        limit, usage = root / folder / limit_name, root / folder / usage_name
         if limit.is_file() and usage.is_file() and (text := limit.read_text().strip()) != "max":
-            available = min(available, max(0, int(text) - int(usage.read_text())))
+            used = int(usage.read_text()) - _page_cache(root / folder / "memory.stat")
+            available = min(available, max(0, int(text) - used))
     return available
+
+
+def _page_cache(statistics: Path) -> int:
+    """Bytes of files that a control group's usage counts although the kernel gives them back when memory is short."""
+    lines = statistics.read_text().splitlines() if statistics.is_file() else []
+    return sum(int(value) for key, value in (line.split() for line in lines) if key in ("active_file", "inactive_file"))
