@@ -75,6 +75,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def test_a_started_server_answers_on_all_three_ports_and_stop_leaves_nothing(toy_launcher: MakeLauncher) -> None:
+    before = psutil.Process().children()
     launcher = toy_launcher().start()
     left_behind = footprint(launcher.pid)
     for url in (launcher.http_url, launcher.grpc_url):
@@ -84,7 +85,7 @@ def test_a_started_server_answers_on_all_three_ports_and_stop_leaves_nothing(toy
         assert b"nv_inference_request_success" in metrics.read()
     launcher.stop()
     assert left_behind.remains() == []
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
     assert not launcher.is_running()
     assert any("toy is ready" in line for line in launcher.log_tail(1000))
 
@@ -197,13 +198,14 @@ def test_a_server_that_does_not_stop_in_time_is_killed(toy_launcher: MakeLaunche
 def test_models_that_fail_are_named_with_their_reasons(toy_repository: Path, toy_launcher: MakeLauncher) -> None:
     add_python_model(toy_repository, "broken", "raise ValueError('no such weights')\n")
     (toy_repository / "without_config" / "1").mkdir(parents=True)
+    before = psutil.Process().children()
     with pytest.raises(ToolError) as caught:
         toy_launcher().start()
     message = str(caught.value)
     assert "broken: Internal: ValueError: no such weights" in message
     assert "without_config: Invalid model name" in message
     assert "toy" not in message and "\n\nAt:" not in message
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_a_port_that_is_in_use_is_named(toy_launcher: MakeLauncher) -> None:
