@@ -176,8 +176,8 @@ def test_the_word_false_is_false_in_a_request_parameter(server):
     asked = question(returns=("finish_reason",), text_input="hello") | {"temperature": 0, "max_tokens": 4}
     (row,) = ask_grpc(server, grpc_message("llama", question(text_input="hello"), max_tokens=4, stream="false"))
     assert row.final
-    rows = ask_grpc(server, grpc_message("llama", question(text_input="hello"), max_tokens=4, ignore_eos="true", stream="true"))
-    assert len(rows) == 4
+    rows = ask_grpc(server, grpc_message("llama", question(text_input="hello"), max_tokens=60, ignore_eos="true", stream="true"))
+    assert len(rows) > 1
     outcomes = [
         ask_http(server, "llama", asked | {"exclude_input_in_output": False} | {"ignore_eos": word})
         for word in ("false", "False", "0", False, 0)

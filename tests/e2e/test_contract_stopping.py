@@ -117,7 +117,8 @@ def test_a_stop_string_of_two_tokens_ends_the_answer_before_it(server, tokenizer
     assert stopped["text_output"] == [row["text_output"][0][: row["text_output"][0].index(stop)]]
     rows = deltas(server, parameters)
     assert "".join(each["text_output"][0] for each in rows) == stopped["text_output"][0]
-    assert [each["finish_reason"][0] for each in rows] == ["None"] * (index + 1) + ["stop"]
+    assert [each["finish_reason"][0] for each in rows] == ["None"] * (len(rows) - 1) + ["stop"]
+    assert [token for each in rows for token in each["output_ids"]] == stopped["output_ids"]
 
 
 def test_a_stop_string_can_be_included(server, tokenizer, free_text):

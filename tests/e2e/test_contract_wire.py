@@ -187,17 +187,17 @@ def test_the_model_is_decoupled_unbatched_and_every_input_is_optional(server):
 @pytest.mark.parametrize("stream", [True, False])
 def test_without_return_flags_the_text_is_the_only_output(server, stream):
     rows = ask_grpc(server, grpc_message("llama", question(GREEDY, text_input="hello", stream=stream)))
-    assert [row.types for row in rows] == [{"text_output": "BYTES"}] * (8 if stream else 1)
+    assert all(row.types == {"text_output": "BYTES"} for row in rows) and (stream or len(rows) == 1)
 
 
 @pytest.mark.parametrize("name", RETURNS)
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_return_flag_adds_its_output_and_no_other(server, stream, name):
     rows = ask_grpc(server, grpc_message("llama", question(GREEDY, text_input="hello", stream=stream, returns=(name,))))
-    tokens = 1 if stream else 8
     for row in rows:
         assert row.types == {"text_output": "BYTES", name: CONTRACT_OUTPUTS[name][0]}
-        assert row.shapes == {"text_output": (1,), name: (tokens if name == "output_ids" else 1,)}
+        assert row.shapes == {"text_output": (1,), name: (len(row.values[name]),)}
+    assert sum(len(row.values[name]) for row in rows) == (8 if name == "output_ids" else len(rows))
     off = question(GREEDY, text_input="hello", stream=stream) | {f"return_{name}": False}
     assert all(set(row.types) == {"text_output"} for row in ask_grpc(server, grpc_message("llama", off)))
 
@@ -215,7 +215,7 @@ def test_a_return_flag_may_come_as_a_request_parameter(server, name):
 def test_the_last_delta_is_the_final_response(server, inputs, asked_for):
     extra = {"triton_enable_empty_final_response": True} if asked_for else {}
     rows = ask_grpc(server, grpc_message("llama", question(GREEDY, stream=True, **inputs), **extra))
-    assert [row.final for row in rows] == [False] * 7 + [True]
+    assert [row.final for row in rows] == [False] * (len(rows) - 1) + [True]
     assert all("text_output" in row.values for row in rows)
 
 
