@@ -138,16 +138,16 @@ class Responder:
             messages = self._take()
             try:
                 self._handle(messages)
+                if self._streams and time.monotonic() >= next_sweep:
+                    started = time.monotonic()
+                    self._abort_cancelled()
+                    pause = max(CANCEL_SWEEP_S, CANCEL_SWEEP_REST * (time.monotonic() - started))
+                    next_sweep = time.monotonic() + pause
             except BaseException as error:  # a bug: nobody may wait for an answer that cannot come
                 logger.exception("the responder failed; every open request ends")
                 for stream in list(self._streams.values()):
                     self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
             stopped = any(isinstance(message, EngineStopped) for message in messages)
-            if self._streams and not stopped and time.monotonic() >= next_sweep:
-                started = time.monotonic()
-                self._abort_cancelled()
-                pause = max(CANCEL_SWEEP_S, CANCEL_SWEEP_REST * (time.monotonic() - started))
-                next_sweep = time.monotonic() + pause
         for stream in list(self._streams.values()):
             self._withdraw(stream, ShuttingDown("the model was unloaded before the request finished"))
 
