@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ from fastserve.errors import ModelNotFound, ToolError
 from fastserve.tools.client import GenerateRequest, RequestFailed, ServerUnreachable, connect
 from fastserve.tools.launcher import PortInUse, TritonLauncher
 from tests.e2e.conftest import MakeLauncher, add_python_model
+from tests.e2e.metrics_page import wait_until
 
 PREFIX_ARGUMENT = "--backend-config=python,shm-region-prefix-name="
 DIRECTORY_ARGUMENT = "--backend-directory="
@@ -68,12 +68,6 @@ def value_of(prefix: str, arguments: list[str]) -> str:
     return next(argument.removeprefix(prefix) for argument in arguments if argument.startswith(prefix))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
 def test_a_started_server_answers_on_all_three_ports_and_stop_leaves_nothing(toy_launcher: MakeLauncher) -> None:
     before = psutil.Process().children()
     launcher = toy_launcher().start()
@@ -108,7 +102,7 @@ def test_the_server_and_its_stubs_die_with_a_parent_that_is_killed(toy_repositor
         assert parent.stdout is not None
         left_behind = footprint(int(parent.stdout.readline()))
         parent.kill()
-    wait_until(lambda: not left_behind.remains())
+    wait_until(lambda: not left_behind.remains(), 20)
     assert left_behind.remains() == []
 
 
@@ -118,7 +112,7 @@ def test_a_killed_supervisor_takes_the_server_and_its_stubs_along(toy_launcher: 
     left_behind.processes[0].kill()
     launcher.wait()
     launcher.stop()
-    wait_until(lambda: not left_behind.remains())
+    wait_until(lambda: not left_behind.remains(), 20)
     assert left_behind.remains() == []
 
 

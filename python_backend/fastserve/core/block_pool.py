@@ -29,6 +29,10 @@ class BlockPool:
         """Blocks that ``num_tokens`` tokens take."""
         return -(-num_tokens // self.block_size)
 
+    def blocks_missing(self, num_held: int, num_tokens: int) -> int:
+        """Blocks that a holder of ``num_held`` blocks lacks to hold ``num_tokens`` tokens."""
+        return max(0, self.blocks_for(num_tokens) - num_held)
+
     def allocate(self, count: int) -> list[int]:
         """``count`` blocks with a reference count of 1. Raises MemoryError, with nothing allocated, when too few are free."""
         if count > len(self._free):

@@ -97,4 +97,4 @@ class Planner:
 
     def _blocks_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks the sequence lacks to hold ``num_tokens`` more tokens than are computed."""
-        return max(0, self._pool.blocks_for(sequence.num_computed + num_tokens) - len(sequence.block_table))
+        return self._pool.blocks_missing(len(sequence.block_table), sequence.num_computed + num_tokens)

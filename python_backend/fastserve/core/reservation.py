@@ -47,9 +47,9 @@ class Reservation:
         for chunk in self.plan.chunks:
             sequence = chunk.sequence
             held = len(sequence.block_table)
-            missing = pool.blocks_for(sequence.num_computed + chunk.num_tokens) - held
+            missing = pool.blocks_missing(held, sequence.num_computed + chunk.num_tokens)
             self._taken.append((sequence, held, sequence.status))
-            sequence.block_table.extend(pool.allocate(max(0, missing)))
+            sequence.block_table.extend(pool.allocate(missing))
             sequence.status = SequenceStatus.RUNNING
 
     def commit(self, tokens: Items[SampledToken | FastServeError]) -> list[Event]:
