@@ -78,8 +78,10 @@ def test_a_deadline_that_passes_is_unavailable(refusal):
 def test_a_full_queue_is_unavailable(server, refusal):
     model = "llama-small-queue"
     with open_channel(server) as channel:
-        calls = [start_call(channel, grpc_message(model, question(LONG, input_ids=[5] * 6000, stream=True))) for _ in range(3)]
-        next(rows_of(calls[0]))
+        message = grpc_message(model, question(LONG, input_ids=[5] * 6000, stream=True))
+        calls = [start_call(channel, message)]
+        next(rows_of(calls[0]))  # only now is it sure which of the three runs
+        calls += [start_call(channel, message) for _ in range(2)]
         wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 2, 10)
         code, message = refusal(question(text_input="hello"), model)
         for call in calls:

@@ -227,10 +227,15 @@ def test_an_answer_that_does_not_stream_is_one_final_response(server, asked_for)
 
 
 def test_a_stop_string_makes_the_delta_that_completes_it_final(server):
-    first = ask_grpc(server, grpc_message("llama", question(GREEDY, text_input="hello", stream=True)))
-    stop = next(row.values["text_output"][0] for row in first if row.values["text_output"][0])
-    rows = ask_grpc(server, grpc_message("llama", question(GREEDY | {"stop": stop}, text_input="hello", stream=True)))
-    assert [row.final for row in rows] == [False] * (len(rows) - 1) + [True] and len(rows) < 8
+    parameters = GREEDY | {"max_tokens": 64}
+    whole = "".join(
+        row.values["text_output"][0]
+        for row in ask_grpc(server, grpc_message("llama", question(parameters, text_input="hello", stream=True)))
+    )
+    stop = whole[len(whole) // 2]
+    rows = ask_grpc(server, grpc_message("llama", question(parameters | {"stop": stop}, text_input="hello", stream=True)))
+    assert [row.final for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert "".join(row.values["text_output"][0] for row in rows) == whole[: whole.index(stop)]
 
 
 def test_the_request_id_comes_back(server):
