@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastserve.errors import ConfigError
 
 POLICIES = ("fcfs",)
 KV_CACHE_DTYPES = ("fp32", "fp16")
+
+TASK_PARAMETER = "task"
+"""Key of config.pbtxt parameters that says which contract the model has; text-generation when it is absent."""
+GENERATION_TASK = "text-generation"
+ENCODER_TASKS = (
+    "text-classification",
+    "token-classification",
+    "relation-extraction",
+    "question-answering",
+    "feature-extraction",
+    "fill-mask",
+    "reranking",
+    "zero-shot-classification",
+)
 
 
 def _field(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
@@ -39,8 +53,7 @@ class EngineConfig:
     default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+        _check_all(self)
         if self.block_size % 16:
             raise ConfigError(f"block_size: got {self.block_size}, allowed: a multiple of 16 from 16 to 256")
         if self.max_batched_tokens < self.max_num_seqs:
@@ -49,16 +62,40 @@ class EngineConfig:
                 "so that every running sequence can take a step in each iteration"
             )
 
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> EngineConfig:
-        """Parse string parameters. Raises :class:`ConfigError`."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {}
-        for key, text in parameters.items():
-            if key not in fields:
-                raise ConfigError(f"{key}: unknown key in config.pbtxt parameters, allowed: {', '.join(sorted(fields))}")
-            values[key] = _parse(fields[key], text)
-        return cls(**values)
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """How one instance of an encoder model is served."""
+
+    max_num_seqs: int = _field(128, "sequences in one run", low=1, high=4096)
+    max_batched_tokens: int = _field(1024, "tokens in one run; a longer sequence runs alone", low=1, high=65536)
+    max_queue_size: int = _field(1024, "requests accepted but not finished; more are refused UNAVAILABLE", low=1, high=1_000_000)
+    num_threads: int = _field(0, "threads of one run; 0: the cores divided among the model's instances", low=0, high=1024)
+    default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
+
+    def __post_init__(self) -> None:
+        _check_all(self)
+
+
+Config = TypeVar("Config", EngineConfig, EncoderConfig)
+
+
+def parse_config(cls: type[Config], parameters: Mapping[str, str]) -> Config:
+    """``cls`` from string parameters; :data:`TASK_PARAMETER` is left to the backend. Raises :class:`ConfigError`."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, text in parameters.items():
+        if key == TASK_PARAMETER:
+            continue
+        if key not in fields:
+            raise ConfigError(f"{key}: unknown key in config.pbtxt parameters, allowed: {', '.join(sorted(fields))}")
+        values[key] = _parse(fields[key], text)
+    return cls(**values)
+
+
+def _check_all(config: EngineConfig | EncoderConfig) -> None:
+    for field in dataclasses.fields(config):
+        _check(field, getattr(config, field.name))
 
 
 def _allowed(field: dataclasses.Field[Any]) -> str:

@@ -85,6 +85,35 @@ class TokenizerSpec:
     chat_template: str | None = None
     special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
     """bos_token, eos_token, ... as text, for chat templates."""
+    mask_token_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """How an encoder's graph is run and what its answer means. Lengths in tokens, special tokens included."""
+
+    max_length: int
+    """Longest sequence of one run; longer documents are cut into windows."""
+    stride: int
+    """Tokens of the text that two neighbouring windows share."""
+    output: str
+    """What a row of the graph's only output is about: "sequence" [num_seqs, n], "token" [num_tokens, n], or "row"
+    [num_rows, n], the rows named by ``logits_rows``."""
+    batching: str = "packed"
+    """"packed": the graph contract. An imported graph takes [batch, length]: "padded" with an attention mask, or "alone",
+    one sequence a run, when its arithmetic would mix neighbours."""
+    labels: tuple[str, ...] = ()
+    """Name of each column of the output, for classifiers."""
+    problem_type: str = "single_label"
+    """Of classifiers: "single_label" (softmax), "multi_label" (sigmoid) or "regression" (the bare value)."""
+    aggregation_strategy: str = "simple"
+    """Default of token classification: none, simple, first, average or max."""
+    pooling: str | None = None
+    """Of embeddings: "mean" or "cls"; done by the graph."""
+    normalize: bool = False
+    """Whether embeddings are scaled to length 1; done by the task."""
+    markers: tuple[str, ...] = ()
+    """Of relation extraction: the tokens before and after the head, before and after the tail."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +129,7 @@ class ModelManifest:
     task: str
     model: ModelSpec
     graphs: dict[str, GraphSpec]
-    """By role: "decoder"; later "encoder"."""
+    """By role: "decoder" or "encoder"."""
     tokenizer: TokenizerSpec | None
     cache: CacheSpec | None
     position_offset: int
@@ -111,6 +140,7 @@ class ModelManifest:
     proof: dict[str, float]
     """What the closing proof of the export measured, e.g. max_abs_logit_difference."""
     fastserve_version: str
+    encoder: EncoderSpec | None = None
     manifest_version: int = MANIFEST_VERSION
 
     def to_json(self) -> str:

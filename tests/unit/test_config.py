@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fastserve.config import KV_CACHE_DTYPES, POLICIES, EngineConfig
+from fastserve.config import KV_CACHE_DTYPES, POLICIES, EncoderConfig, EngineConfig, parse_config
 from fastserve.core import policy
 from fastserve.errors import ConfigError
 
@@ -59,25 +59,25 @@ def test_the_samples_of_this_test_cover_every_key():
 @pytest.mark.parametrize("key", GOOD)
 def test_every_key_is_parsed_from_a_string(key):
     text, expected = GOOD[key]
-    value = getattr(EngineConfig.from_parameters({key: text}), key)
+    value = getattr(parse_config(EngineConfig, {key: text}), key)
     assert value == expected
     assert type(value) is type(expected)
 
 
 def test_all_keys_can_be_given_at_once():
-    config = EngineConfig.from_parameters({key: text for key, (text, _) in GOOD.items()})
+    config = parse_config(EngineConfig, {key: text for key, (text, _) in GOOD.items()})
     assert dataclasses.asdict(config) == {key: expected for key, (_, expected) in GOOD.items()}
 
 
 def test_without_parameters_every_key_has_its_default_and_a_help_text():
-    assert EngineConfig.from_parameters({}) == EngineConfig()
+    assert parse_config(EngineConfig, {}) == EngineConfig()
     assert all(field.metadata["help"] for field in dataclasses.fields(EngineConfig))
 
 
 @pytest.mark.parametrize(("key", "text", "allowed"), BAD)
 def test_a_bad_value_is_refused_naming_key_value_and_what_is_allowed(key, text, allowed):
     with pytest.raises(ConfigError) as caught:
-        EngineConfig.from_parameters({key: text})
+        parse_config(EngineConfig, {key: text})
     message = str(caught.value)
     assert message.startswith(f"{key}: got ")
     assert text in message
@@ -87,14 +87,14 @@ def test_a_bad_value_is_refused_naming_key_value_and_what_is_allowed(key, text, 
 
 def test_an_unknown_key_is_refused_and_the_known_ones_are_listed():
     with pytest.raises(ConfigError, match=r"^max_num_seq: unknown key") as caught:
-        EngineConfig.from_parameters({"max_num_seq": "4"})
+        parse_config(EngineConfig, {"max_num_seq": "4"})
     assert all(key in str(caught.value) for key in GOOD)
 
 
 def test_a_batch_that_could_not_give_every_sequence_a_token_is_refused():
     with pytest.raises(ConfigError, match=r"^max_batched_tokens: got 16, allowed: at least max_num_seqs \(32\)"):
-        EngineConfig.from_parameters({"max_batched_tokens": "16"})
-    assert EngineConfig.from_parameters({"max_batched_tokens": "16", "max_num_seqs": "16"}).max_batched_tokens == 16
+        parse_config(EngineConfig, {"max_batched_tokens": "16"})
+    assert parse_config(EngineConfig, {"max_batched_tokens": "16", "max_num_seqs": "16"}).max_batched_tokens == 16
 
 
 def test_values_given_in_python_are_checked_like_those_from_strings():
@@ -113,3 +113,12 @@ def test_the_policies_that_can_be_configured_are_those_that_exist():
     assert set(policy.POLICIES) == set(POLICIES)
     assert EngineConfig().policy in POLICIES
     assert EngineConfig().kv_cache_dtype in KV_CACHE_DTYPES
+
+
+def test_an_encoder_has_its_own_keys_and_no_cache():
+    config = parse_config(EncoderConfig, {"task": "reranking", "max_num_seqs": "7", "num_threads": "2"})
+    assert config == EncoderConfig(max_num_seqs=7, num_threads=2)
+    with pytest.raises(ConfigError, match=r"^kv_cache_bytes: unknown key"):
+        parse_config(EncoderConfig, {"kv_cache_bytes": "1"})
+    with pytest.raises(ConfigError, match=r"^max_batched_tokens: got 0, allowed: a whole number from 1 to 65536"):
+        parse_config(EncoderConfig, {"max_batched_tokens": "0"})

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from fastserve.config import EngineConfig
+from fastserve.config import EngineConfig, parse_config
 from fastserve.export.config_pbtxt import render_config_pbtxt
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 
@@ -38,5 +38,5 @@ def test_every_engine_setting_is_there_as_a_comment_with_its_default() -> None:
     assert not parse(text).parameters
     uncommented = parse(re.sub(r"^# (parameters )", r"\1", text, flags=re.MULTILINE))
     parameters = {key: value.string_value for key, value in uncommented.parameters.items()}
-    assert EngineConfig.from_parameters(parameters) == EngineConfig()
+    assert parse_config(EngineConfig, parameters) == EngineConfig()
     assert len(parameters) == len(EngineConfig.__slots__)

@@ -14,6 +14,7 @@ from fastserve.manifest import (
     MANIFEST_VERSION,
     VALUE_LAYOUT,
     CacheSpec,
+    EncoderSpec,
     FileEntry,
     GraphSpec,
     LayerCacheSpec,
@@ -41,6 +42,7 @@ def full_manifest(**changes):
         generation={"temperature": 0.7, "top_k": 50},
         files={"decoder.onnx": FileEntry("ab" * 32, 12)},
         proof={"max_abs_logit_difference": 1.5e-5},
+        encoder=EncoderSpec(512, 128, "token", labels=("O", "B-PER"), markers=("[E1]",), pooling="mean", normalize=True),
         **changes,
     )
 
@@ -89,6 +91,7 @@ def test_keys_with_a_default_may_be_absent():
             del data["cache"][key]
         for key in ("bos_token_id", "pad_token_id", "chat_template", "special_tokens"):
             del data["tokenizer"][key]
+        del data["encoder"]
 
     read = ModelManifest.from_json(damaged(change))
     assert (read.cache.key_layout, read.cache.value_layout) == (KEY_LAYOUT, VALUE_LAYOUT)
@@ -99,7 +102,9 @@ def test_a_whole_number_may_stand_for_a_real_one():
     assert ModelManifest.from_json(damaged(lambda data: data["generation"].update(top_p=1))).generation["top_p"] == 1
 
 
-@pytest.mark.parametrize("key", [key for key in json.loads(full_manifest().to_json()) if key != "manifest_version"])
+@pytest.mark.parametrize(
+    "key", [key for key in json.loads(full_manifest().to_json()) if key not in ("manifest_version", "encoder")]
+)
 def test_every_missing_key_is_named(key):
     assert f".{key}: missing" in refusal(damaged(lambda data: data.pop(key)))
 

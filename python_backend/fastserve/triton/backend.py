@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from fastserve.config import EngineConfig
+from fastserve.config import EngineConfig, parse_config
 from fastserve.errors import FastServeError, RequestUnreadable
 from fastserve.manifest import ModelManifest
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, missing_entries
@@ -62,7 +62,7 @@ class TritonPythonModel:
         started = time.monotonic()
         directory = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"]).get("parameters", {})
-        config = EngineConfig.from_parameters({key: value["string_value"] for key, value in parameters.items()})
+        config = parse_config(EngineConfig, {key: value["string_value"] for key, value in parameters.items()})
         manifest = ModelManifest.load(directory)
         engine = load_engine(directory, manifest, config, time.monotonic)
         self._task = load_text_generation(directory, manifest, config)
