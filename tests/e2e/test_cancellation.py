@@ -174,10 +174,12 @@ def test_cancelling_some_of_several_leaves_the_tokens_of_the_others(server):
     alone = [tokens(ask_grpc(server, message)) for message in kept]
     with open_channel(server) as channel, concurrent.futures.ThreadPoolExecutor(len(kept)) as pool:
         going = [start(channel, stream=False, input_ids=[5 + each] * 100) for each in range(5)]
-        answers = [pool.submit(lambda message=message: tokens(rows_of(start_call(channel, message)))) for message in kept]
-        wait_until(lambda: read_metric(server, "vllm:num_requests_running", MODEL) == 8, 10)
+        wait_until(lambda: read_metric(server, "vllm:num_requests_running", MODEL) == len(going), 30)
+        streams = [rows_of(start_call(channel, message)) for message in kept]
+        begun = [next(stream) for stream in streams]  # now all eight run
         for call in going:
             call.cancel()
+        answers = [pool.submit(lambda row=row, rows=rows: tokens([row, *rows])) for row, rows in zip(begun, streams, strict=True)]
         wait_until(lambda: cancelled(server) == before + len(going), FREED_WITHIN_S)
         assert not any(answer.done() for answer in answers), "the others were over too early: give them more tokens"
         assert [answer.result() for answer in answers] == alone

@@ -9,7 +9,7 @@ import transformers
 
 from fastserve.tools.client import GenerateRequest
 from tests.e2e.clients import ask_all
-from tests.e2e.metrics_page import read_metric
+from tests.e2e.metrics_page import read_metric, wait_until
 from tests.e2e.reference import assert_equal_but_for_ties, generate
 from tests.e2e.served_models import SERVED
 
@@ -73,4 +73,4 @@ def test_a_small_pool_really_preempts(server, references):
     prompts = random_prompts("preempt", references("llama").config.vocab_size)
     answers = ask_all(server.grpc_url, [greedy("llama-small-pool", prompt) for prompt in prompts], CONCURRENCY)
     assert all(answer.finish_reason for answer in answers)
-    assert read_metric(server, "vllm:num_preemptions_total", "llama-small-pool") > before
+    wait_until(lambda: read_metric(server, "vllm:num_preemptions_total", "llama-small-pool") > before, 10)
