@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from fastserve.worker import kernels
+from tests.synthetic.one_node_session import one_node_session
 
 Array = npt.NDArray[Any]
 ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
@@ -86,33 +85,18 @@ def oracle(shape: Shape, tokens: Tokens, sink: Array | None = None) -> Array:
     return output.reshape(length, -1)
 
 
-def build_model(shape: Shape, value_dtype: str | None = None) -> onnx.ModelProto:
-    """A graph of one PagedAttention node; no input declares a shape, so that all checking is left to the op."""
-    integers, cache, value_cache = TensorProto.INT32, ELEMENT_TYPES[shape.kv_dtype], ELEMENT_TYPES[value_dtype or shape.kv_dtype]
-    types = dict.fromkeys(("query", "key", "value"), TensorProto.FLOAT) | {"key_cache": cache, "value_cache": value_cache}
-    types |= dict.fromkeys(("cumulative_sequence_length", "past_seqlens", "block_table"), integers)
-    types |= {"slot_mapping": integers} if shape.slot_mapping else {}
-    types |= {"head_sink": TensorProto.FLOAT} if shape.sink else {}
-    names = list(types)[:8] + ["", "", "slot_mapping" if shape.slot_mapping else "", "head_sink" if shape.sink else ""]
-    attributes: dict[str, Any] = {"num_heads": shape.num_heads, "kv_num_heads": shape.kv_num_heads, **dict(shape.attributes)}
-    node = helper.make_node("PagedAttention", names, ["output"], domain="fastserve", **attributes)
-    inputs = [helper.make_tensor_value_info(name, element_type, None) for name, element_type in types.items()]
-    outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)]
-    graph = helper.make_graph([node], "attention", inputs, outputs)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fastserve", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
 def make_session(shape: Shape, threads: int = 2, value_dtype: str | None = None) -> ort.InferenceSession:
-    """A new session, whose kernels take their instruction set from FASTSERVE_ISA now.
+    """A session of one PagedAttention node.
 
     ``value_dtype``: element type of the value cache when it is not that of the key cache.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(kernels.library_path()))
-    return ort.InferenceSession(build_model(shape, value_dtype).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    integers, cache, value_cache = TensorProto.INT32, ELEMENT_TYPES[shape.kv_dtype], ELEMENT_TYPES[value_dtype or shape.kv_dtype]
+    types = dict.fromkeys(("query", "key", "value"), TensorProto.FLOAT) | {"key_cache": cache, "value_cache": value_cache}
+    types |= dict.fromkeys(("cumulative_sequence_length", "past_seqlens", "block_table"), integers)
+    names = [*types, "", "", "slot_mapping" if shape.slot_mapping else "", "head_sink" if shape.sink else ""]
+    types |= {"slot_mapping": integers, "head_sink": TensorProto.FLOAT}
+    attributes = {"num_heads": shape.num_heads, "kv_num_heads": shape.kv_num_heads, **dict(shape.attributes)}
+    return one_node_session("PagedAttention", names, types, attributes, threads)
 
 
 def run_op(session: ort.InferenceSession, feeds: dict[str, Array], out_shape: tuple[int, int] | None = None) -> Array:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,6 @@ LENGTHS = [3, 150, 1, 64, 97]
 SINK = np.linspace(-1.0, 3.0, 6).astype(np.float32)
 # Every feature at once: what all of them together keep, each alone keeps.
 LOADED = with_attributes(Shape(num_heads=6, kv_num_heads=2, sink=True), local_window_size=70, softcap=5.0, scale=0.3)
-
-
-@pytest.fixture(params=["generic", "avx2", "best"])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Kernels created inside the test use this instruction set (or the next lower one this processor has)."""
-    monkeypatch.setenv("FASTSERVE_ISA", request.param)
-    yield request.param
 
 
 def assert_matches_oracle(shape: Shape, tokens: list[Tokens], rows: list[Array], sink: Array | None = None) -> None:

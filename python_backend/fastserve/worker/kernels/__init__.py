@@ -1,4 +1,4 @@
-"""The custom-op library: ``fastserve::PagedAttention`` on CPU, for ``SessionOptions.register_custom_ops_library``.
+"""The custom-op library (domain ``fastserve``, on CPU), for ``SessionOptions.register_custom_ops_library``.
 
 The C++ sources lie beside this file and are built by CMake when the package is installed; nothing is compiled at run time.
 """
@@ -22,11 +22,20 @@ def library_path() -> Path:
 
 
 def isa() -> str:
-    """The instruction set of kernels created now: "avx512", "avx2" or "generic".
+    """The instruction set of attention kernels created now: "avx512", "avx2" or "generic".
 
     The best this processor runs, or less when the environment variable ``FASTSERVE_ISA`` asks for less.
     """
-    function = ctypes.CDLL(str(library_path())).fastserve_isa
+    return _name_from_library("fastserve_isa")
+
+
+def quantized_isa() -> str:
+    """That of ``QuantizedMatMul``: "amx", "avx512vnni", "avx512", "avxvnni", "avx2" or "generic", from the best to the least."""
+    return _name_from_library("fastserve_quantized_isa")
+
+
+def _name_from_library(function_name: str) -> str:
+    function = ctypes.CDLL(str(library_path()))[function_name]
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode("ascii")

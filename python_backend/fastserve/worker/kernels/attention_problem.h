@@ -58,15 +58,4 @@ struct WorkItem {
   int64_t cost;         // relative work, for balancing
 };
 
-// One instruction set's kernels. Work items are independent and may run on any thread at the same time.
-struct Kernels {
-  const char* name;
-  // Writes the keys and values of tokens [16 * chunk, 16 * chunk + 16) of one head into the caches.
-  void (*scatter_float)(const AttentionProblem& problem, int64_t chunk, int kv_head);
-  void (*scatter_half)(const AttentionProblem& problem, int64_t chunk, int kv_head);
-  // Computes the output rows of a work item, reading keys and values from the caches only.
-  void (*attend_float)(const AttentionProblem& problem, const WorkItem& item);
-  void (*attend_half)(const AttentionProblem& problem, const WorkItem& item);
-};
-
 }  // namespace fastserve

@@ -1,7 +1,11 @@
 // The exported functions of libfastserve_ops.so.
 #include "isa/kernels.h"
+#include "isa/quantized_kernels.h"
 #include "ort_call.h"
+#include "packed_attention_op.h"
 #include "paged_attention_op.h"
+#include "quantized_matmul_op.h"
+#include "segment_mean_op.h"
 
 #define FASTSERVE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -17,12 +21,16 @@ FASTSERVE_EXPORT fastserve::ort::Status* RegisterCustomOps(fastserve::ort::Sessi
     static ort::CustomOpDomain* const domain = [api] {
       ort::CustomOpDomain* created = nullptr;
       check(api->CreateCustomOpDomain("fastserve", &created));
-      check(api->CustomOpDomain_Add(created, &paged_attention_op()));
+      for (const ort::CustomOp* op : {&paged_attention_op(), &packed_attention_op(), &quantized_matmul_op(), &segment_mean_op()})
+        check(api->CustomOpDomain_Add(created, op));
       return created;
     }();
     check(api->AddCustomOpDomain(options, domain));
   });
 }
 
-// The instruction set kernels created now would use: "avx512", "avx2" or "generic". Static storage.
+// The instruction set attention kernels created now would use: "avx512", "avx2" or "generic". Static storage.
 FASTSERVE_EXPORT const char* fastserve_isa() { return fastserve::choose_kernels().name; }
+
+// That of QuantizedMatMul: "amx", "avx512vnni", "avx512", "avxvnni", "avx2" or "generic". Static storage.
+FASTSERVE_EXPORT const char* fastserve_quantized_isa() { return fastserve::choose_quantized_kernels().name; }

@@ -3,18 +3,19 @@
 
 #include <vector>
 
+#include "attention_attributes.h"
 #include "attention_problem.h"
+#include "op_schema.h"
 #include "ort_abi.h"
 
 namespace fastserve {
 
+extern const OpSchema kPagedAttentionSchema;
+
 // The attributes of a PagedAttention node, checked when the kernel is created.
 struct PagedAttentionAttributes {
-  int num_heads;
-  int kv_num_heads;
-  float scale;              // 0: 1 / sqrt(head_size)
-  float softcap;            // 0: off
-  int64_t local_window_size;  // -1: off
+  AttentionAttributes attention;
+  float softcap;  // 0: off
 };
 
 struct PagedAttentionCall {

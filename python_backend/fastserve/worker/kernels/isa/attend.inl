@@ -20,8 +20,8 @@ struct Scratch {
 template <class Element>
 struct Tile {
   int64_t first_position;
-  const Element* keys[kTile / kStrip];    // each [head_size] rows of 16 tokens, block_size apart
-  const Element* values[kTile / kStrip];  // each [16 tokens] rows of head_size
+  const Element* keys[kTile / kStrip];  // each [head_size] rows of 16 tokens, block_size apart
+  Values<Element> values;
 };
 
 struct Visible {
@@ -77,7 +77,7 @@ static inline void locate(const AttentionProblem& problem, const WorkItem& item,
     const size_t head = static_cast<size_t>(blocks[position / problem.block_size]) * problem.kv_num_heads + item.kv_head;
     const size_t offset = static_cast<size_t>(position % problem.block_size);
     tile.keys[s] = static_cast<const Element*>(problem.key_cache) + head * head_elements + offset;
-    tile.values[s] = static_cast<const Element*>(problem.value_cache) + head * head_elements + offset * problem.head_size;
+    tile.values.strips[s] = static_cast<const Element*>(problem.value_cache) + head * head_elements + offset * problem.head_size;
   }
 }
 
@@ -90,7 +90,7 @@ static inline void prefetch(const AttentionProblem& problem, Visible visible, co
     const int64_t position = tile.first_position + s * kStrip;
     if (position + kStrip <= visible.first || position >= visible.last) continue;
     for (int d = 0; d < problem.head_size; ++d) __builtin_prefetch(tile.keys[s] + static_cast<size_t>(d) * problem.block_size);
-    for (int i = 0; i < kStrip * problem.head_size; i += kLine) __builtin_prefetch(tile.values[s] + i);
+    for (int i = 0; i < kStrip * problem.head_size; i += kLine) __builtin_prefetch(tile.values.strips[s] + i);
   }
 }
 
@@ -142,40 +142,15 @@ static inline void attend_tile(const AttentionProblem& problem, const WorkItem& 
   if (first[0] >= last[Rows - 1]) return;
   float* scores = scratch.scores;
   float* output = scratch.output + row * kRowStride;
-  score_range<Rows, kStripsAtOnce<Rows>>(scratch.query + row * kRowStride, tile.keys, first[0] / kStrip,
-                                         (last[Rows - 1] + kStrip - 1) / kStrip, problem.head_size, problem.block_size, scores);
+  const Matrix queries{scratch.query + row * kRowStride, kRowStride, problem.head_size};
+  score_range<Rows, kStripsAtOnce<Rows>>(queries, tile.keys, first[0] / kStrip, (last[Rows - 1] + kStrip - 1) / kStrip,
+                                         problem.block_size, scores);
   for (int r = 0; r < Rows; ++r) {
     if (first[r] >= last[r]) continue;
     soften(problem, first[r], last[r], scores + r * kScoreStride, output + r * kRowStride, scratch.largest[row + r],
            scratch.total[row + r]);
   }
-  // Tokens that all rows see go together; what only some see, before and after those, goes row by row, still in order.
-  const bool shared = first[Rows - 1] < last[0];
-  const int shared_first = shared ? first[Rows - 1] : kTile;
-  const int shared_last = shared ? last[0] : kTile;
-  const int size = problem.head_size;
-  for (int r = 0; r < Rows; ++r) {
-    const int stop = smaller(last[r], shared_first);
-    if (first[r] < stop) {
-      add_values<1, kVectorsAtOnce<1>>(scores + r * kScoreStride, tile.values, first[r], stop, size, 0, output + r * kRowStride);
-    }
-  }
-  if (shared) add_values<Rows, kVectorsAtOnce<Rows>>(scores, tile.values, shared_first, shared_last, size, 0, output);
-  for (int r = 0; r < Rows; ++r) {
-    if (shared_last < last[r]) {
-      add_values<1, kVectorsAtOnce<1>>(scores + r * kScoreStride, tile.values, shared_last, last[r], size, 0,
-                                       output + r * kRowStride);
-    }
-  }
-}
-
-template <int Rows, class Element>
-static inline void attend_rows(const AttentionProblem& problem, const WorkItem& item, const Tile<Element>& tile, int row,
-                               int count, Scratch& scratch) {
-  if constexpr (Rows > 1) {
-    if (count < Rows) return attend_rows<Rows - 1>(problem, item, tile, row, count, scratch);
-  }
-  attend_tile<Rows>(problem, item, tile, row, scratch);
+  add_seen_values<RowMajor, Rows>(scores, tile.values, first, last, output);
 }
 
 template <class Element>
@@ -183,21 +158,19 @@ static void attend(const AttentionProblem& problem, const WorkItem& item) {
   Scratch scratch;
   const int rows = item.num_queries * item.num_heads;
   const Visible visible{visible_to(problem, item, 0).first, visible_to(problem, item, rows - 1).last};
-  const int groups = (rows + kRowsOfMicroKernel - 1) / kRowsOfMicroKernel;
   start_rows(problem, item, scratch);
   Tile<Element> tile{};
   Tile<Element> next{};
+  next.values.stride = static_cast<size_t>(problem.head_size);
+  next.values.size = problem.head_size;
   next.first_position = visible.first / kTile * kTile;
   locate(problem, item, visible, next);
   while (next.first_position < visible.last) {
     tile = next;
     next.first_position += kTile;
     locate(problem, item, visible, next);
-    if (groups == 1) prefetch(problem, visible, next);
-    for (int group = 0; group < groups; ++group) {  // rows in groups of nearly equal size
-      const int row = rows * group / groups;
-      attend_rows<kRowsOfMicroKernel>(problem, item, tile, row, rows * (group + 1) / groups - row, scratch);
-    }
+    if (rows <= kRowsOfMicroKernel) prefetch(problem, visible, next);
+    for_row_groups(rows, [&](auto count, int row) { attend_tile<count.value>(problem, item, tile, row, scratch); });
   }
   finish_rows(problem, item, scratch);
 }

@@ -3,6 +3,7 @@
 // Everything but the table has internal linkage, so that no function compiled for this instruction set can be picked by
 // the linker for another, and nothing of the standard library is instantiated here.
 #include "../attention_problem.h"
+#include "../packed_attention_problem.h"
 #include "kernels.h"
 
 #include <cstring>
@@ -19,9 +20,12 @@ namespace {
 #include "micro_kernels.inl"
 #include "scatter.inl"
 #include "attend.inl"
+#include "attend_packed.inl"
 
 }  // namespace
 
-extern const Kernels kGenericKernels = {"generic", scatter<float>, scatter<uint16_t>, attend<float>, attend<uint16_t>};
+extern const Kernels kGenericKernels = {
+    "generic", scatter<float>, scatter<uint16_t>, attend<float>, attend<uint16_t>, attend_packed,
+};
 
 }  // namespace fastserve

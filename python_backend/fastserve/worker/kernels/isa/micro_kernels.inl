@@ -19,10 +19,77 @@ constexpr int kStripsAtOnce = power_of_two_up_to(kAccumulators / (Rows * kVector
 template <int Rows>
 constexpr int kVectorsAtOnce = power_of_two_up_to(kAccumulators / Rows, kTile / kWidth);
 
-// scores[row][16 * s + t] = query row . key of token t in strip s, for Strips neighbouring strips.
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+
+template <int Rows, class Body>
+static inline void for_row_group(int row, int count, const Body& body) {
+  if constexpr (Rows > 1) {
+    if (count < Rows) return for_row_group<Rows - 1>(row, count, body);
+  }
+  body(Constant<Rows>{}, row);
+}
+
+// Calls body(Constant<Rows>, row) for rows [row, row + Rows), in groups of nearly equal size that cover [0, rows).
+template <class Body>
+static inline void for_row_groups(int rows, const Body& body) {
+  const int groups = (rows + kRowsOfMicroKernel - 1) / kRowsOfMicroKernel;
+  for (int group = 0; group < groups; ++group) {
+    const int row = rows * group / groups;
+    for_row_group<kRowsOfMicroKernel>(row, rows * (group + 1) / groups - row, body);
+  }
+}
+
+// Two ways to lay out the scores of a tile, and then its weights: all tokens of a query row side by side, or all query rows
+// of a token.
+struct RowMajor {
+  static constexpr int kRow = kScoreStride;
+  static constexpr int kToken = 1;
+};
+struct TokenMajor {
+  static constexpr int kRow = 1;
+  static constexpr int kToken = kScoreStride;
+};
+
+// sums[r][c] += factor(r) * column(c). Whichever are fewer stay in registers: with all of the others the sums would not.
+template <int Rows, int Columns, class Factor, class Column>
+static inline void add_products(Vec (&sums)[Rows][Columns], const Factor& factor, const Column& column) {
+  if constexpr (Rows <= Columns) {
+    Vec factors[Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) factors[r] = factor(r);
+#pragma GCC unroll 16
+    for (int c = 0; c < Columns; ++c) {
+      const Vec x = column(c);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) sums[r][c] = multiply_add(factors[r], x, sums[r][c]);
+    }
+  } else {
+    Vec columns[Columns];
+#pragma GCC unroll 16
+    for (int c = 0; c < Columns; ++c) columns[c] = column(c);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Vec x = factor(r);
+#pragma GCC unroll 16
+      for (int c = 0; c < Columns; ++c) sums[r][c] = multiply_add(x, columns[c], sums[r][c]);
+    }
+  }
+}
+
+// Rows of `size` floats, `stride` apart.
+struct Matrix {
+  const float* rows;
+  size_t stride;
+  int size;
+};
+
+// scores[row][16 * s + t] = left row . column t of strip s, for Strips neighbouring strips of `size` rows of 16 columns,
+// which are strip_stride apart. Left and right are queries and keys, or the other way round.
 template <int Rows, int Strips, class Element>
-static inline void score_strips(const float* query, const Element* const* key_strips, int head_size, int block_size,
-                                float* scores) {
+static inline void score_strips(const Matrix& left, const Element* const* right_strips, int strip_stride, float* scores) {
   constexpr int kColumns = Strips * kVectorsInStrip;
   Vec sums[Rows][kColumns];
 #pragma GCC unroll 8
@@ -30,20 +97,14 @@ static inline void score_strips(const float* query, const Element* const* key_st
 #pragma GCC unroll 16
     for (int c = 0; c < kColumns; ++c) sums[r][c] = zero();
   }
-  const Element* keys[Strips];
+  const Element* columns[Strips];
 #pragma GCC unroll 4
-  for (int s = 0; s < Strips; ++s) keys[s] = key_strips[s];
+  for (int s = 0; s < Strips; ++s) columns[s] = right_strips[s];
   size_t offset = 0;
-  for (int d = 0; d < head_size; ++d, offset += static_cast<size_t>(block_size)) {
-    Vec factor[Rows];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) factor[r] = broadcast(query[r * kRowStride + d]);
-#pragma GCC unroll 16
-    for (int c = 0; c < kColumns; ++c) {
-      const Vec key = load(keys[c / kVectorsInStrip] + offset + (c % kVectorsInStrip) * kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) sums[r][c] = multiply_add(factor[r], key, sums[r][c]);
-    }
+  for (int d = 0; d < left.size; ++d, offset += static_cast<size_t>(strip_stride)) {
+    const auto factor = [&](int r) { return broadcast(left.rows[r * left.stride + d]); };
+    add_products<Rows, kColumns>(
+        sums, factor, [&](int c) { return load(columns[c / kVectorsInStrip] + offset + (c % kVectorsInStrip) * kWidth); });
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
@@ -52,18 +113,26 @@ static inline void score_strips(const float* query, const Element* const* key_st
   }
 }
 
-// Scores of strips [first, last) of a tile.
+// Scores of strips [first, last).
 template <int Rows, int Strips, class Element>
-static inline void score_range(const float* query, const Element* const* key_strips, int first, int last, int head_size,
-                               int block_size, float* scores) {
+static inline void score_range(const Matrix& left, const Element* const* right_strips, int first, int last, int strip_stride,
+                               float* scores) {
   for (; first + Strips <= last; first += Strips) {
-    score_strips<Rows, Strips>(query, key_strips + first, head_size, block_size, scores + first * kStrip);
+    score_strips<Rows, Strips>(left, right_strips + first, strip_stride, scores + first * kStrip);
   }
-  if constexpr (Strips > 1) score_range<Rows, Strips / 2>(query, key_strips, first, last, head_size, block_size, scores);
+  if constexpr (Strips > 1) score_range<Rows, Strips / 2>(left, right_strips, first, last, strip_stride, scores);
 }
 
+// The values of a tile: strips of 16 tokens, each token's `size` values `stride` after the last one's.
+template <class Element>
+struct Values {
+  const Element* strips[kTile / kStrip];
+  size_t stride;
+  int size;
+};
+
 template <bool FirstHalf, class Element>
-static inline Vec load_columns(const Element* p) {
+static inline Vec load_part(const Element* p) {
   if constexpr (FirstHalf) {
     return load_first_half(p);
   } else {
@@ -71,10 +140,10 @@ static inline Vec load_columns(const Element* p) {
   }
 }
 
-// output[row][column] += sum over tokens [first, last) of the tile of weights[row][token] * value[token][column],
-// for Vectors vectors of columns. FirstHalf: the (only) vector has 8 of 16 lanes.
-template <int Rows, int Vectors, bool FirstHalf, class Element>
-static inline void add_columns(const float* weights, const Element* const* value_strips, int first, int last, int head_size,
+// output[row][c] += sum over tokens [first, last) of the tile of weights[row][token] * value[token][column + c], for Vectors
+// vectors of columns. FirstHalf: the (only) vector has 8 of 16 lanes.
+template <class Layout, int Rows, int Vectors, bool FirstHalf, class Element>
+static inline void add_columns(const float* weights, const Values<Element>& values, int first, int last, int column,
                                float* output) {
   Vec sums[Rows][Vectors];
 #pragma GCC unroll 8
@@ -84,17 +153,10 @@ static inline void add_columns(const float* weights, const Element* const* value
   }
   for (int token = first; token < last;) {
     const int stop = smaller((token / kStrip + 1) * kStrip, last);
-    const Element* values = value_strips[token / kStrip] + static_cast<size_t>(token % kStrip) * head_size;
-    for (; token < stop; ++token, values += head_size) {
-      Vec factor[Rows];
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) factor[r] = broadcast(weights[r * kScoreStride + token]);
-#pragma GCC unroll 16
-      for (int c = 0; c < Vectors; ++c) {
-        const Vec value = load_columns<FirstHalf>(values + c * kWidth);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) sums[r][c] = multiply_add(factor[r], value, sums[r][c]);
-      }
+    const Element* row = values.strips[token / kStrip] + static_cast<size_t>(token % kStrip) * values.stride + column;
+    for (; token < stop; ++token, row += values.stride) {
+      const auto factor = [&](int r) { return broadcast(weights[r * Layout::kRow + token * Layout::kToken]); };
+      add_products<Rows, Vectors>(sums, factor, [&](int c) { return load_part<FirstHalf>(row + c * kWidth); });
     }
   }
 #pragma GCC unroll 8
@@ -104,21 +166,39 @@ static inline void add_columns(const float* weights, const Element* const* value
   }
 }
 
-// add_columns over columns [column, head_size). Scratch rows are padded, cache rows are not: hence the half vector.
-template <int Rows, int Vectors, class Element>
-static inline void add_values(const float* weights, const Element* const* value_strips, int first, int last, int head_size,
-                              int column, float* output) {
-  const Element* strips[kTile / kStrip];
-  for (; column + Vectors * kWidth <= head_size; column += Vectors * kWidth) {
-    for (int s = first / kStrip; s * kStrip < last; ++s) strips[s] = value_strips[s] + column;
-    add_columns<Rows, Vectors, false>(weights, strips, first, last, head_size, output + column);
+// add_columns over columns [column, values.size). Scratch rows are padded, value rows are not: hence the half vector.
+template <class Layout, int Rows, int Vectors, class Element>
+static inline void add_values(const float* weights, const Values<Element>& values, int first, int last, int column,
+                              float* output) {
+  for (; column + Vectors * kWidth <= values.size; column += Vectors * kWidth) {
+    add_columns<Layout, Rows, Vectors, false>(weights, values, first, last, column, output + column);
   }
   if constexpr (Vectors > 1) {
-    add_values<Rows, Vectors / 2>(weights, value_strips, first, last, head_size, column, output);
+    add_values<Layout, Rows, Vectors / 2>(weights, values, first, last, column, output);
   } else if constexpr (kWidth == 16) {
-    if (column < head_size) {
-      for (int s = first / kStrip; s * kStrip < last; ++s) strips[s] = value_strips[s] + column;
-      add_columns<Rows, 1, true>(weights, strips, first, last, head_size, output + column);
-    }
+    if (column < values.size) add_columns<Layout, Rows, 1, true>(weights, values, first, last, column, output + column);
+  }
+}
+
+template <class Layout, class Element>
+static inline void add_values_to_row(const float* weights, const Values<Element>& values, int first, int last, float* output) {
+  if (first < last) add_values<Layout, 1, kVectorsAtOnce<1>>(weights, values, first, last, 0, output);
+}
+
+// output[row] += the weighted values of tokens [first[row], last[row]) of the tile. Both rise with the row.
+// Tokens that all rows see go together; what only some see, before and after those, goes row by row, still in order.
+template <class Layout, int Rows, class Element>
+static inline void add_seen_values(const float* weights, const Values<Element>& values, const int* first, const int* last,
+                                   float* output) {
+  const bool shared = first[Rows - 1] < last[0];
+  const int shared_first = shared ? first[Rows - 1] : kTile;
+  const int shared_last = shared ? last[0] : kTile;
+  for (int r = 0; r < Rows; ++r) {
+    add_values_to_row<Layout>(weights + r * Layout::kRow, values, first[r], smaller(last[r], shared_first),
+                              output + r * kRowStride);
+  }
+  if (shared) add_values<Layout, Rows, kVectorsAtOnce<Rows>>(weights, values, shared_first, shared_last, 0, output);
+  for (int r = 0; r < Rows; ++r) {
+    add_values_to_row<Layout>(weights + r * Layout::kRow, values, shared_last, last[r], output + r * kRowStride);
   }
 }

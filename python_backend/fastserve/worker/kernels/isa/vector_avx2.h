@@ -10,6 +10,25 @@ static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 static inline Vec load(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+// columns[k] lane i = rows[i][first + k]: eight columns of kWidth rows.
+static inline void load_columns(const float* const* rows, int first, Vec* columns) {
+  for (int half = 0; half < 2; ++half) {
+    Vec halves[4];  // of four columns: rows i and i + 4
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec x = _mm256_castps128_ps256(_mm_loadu_ps(rows[i] + first + half * 4));
+      halves[i] = _mm256_insertf128_ps(x, _mm_loadu_ps(rows[i + 4] + first + half * 4), 1);
+    }
+    const __m256d low_01 = _mm256_castps_pd(_mm256_unpacklo_ps(halves[0], halves[1]));
+    const __m256d high_01 = _mm256_castps_pd(_mm256_unpackhi_ps(halves[0], halves[1]));
+    const __m256d low_23 = _mm256_castps_pd(_mm256_unpacklo_ps(halves[2], halves[3]));
+    const __m256d high_23 = _mm256_castps_pd(_mm256_unpackhi_ps(halves[2], halves[3]));
+    columns[half * 4] = _mm256_castpd_ps(_mm256_unpacklo_pd(low_01, low_23));
+    columns[half * 4 + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low_01, low_23));
+    columns[half * 4 + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high_01, high_23));
+    columns[half * 4 + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high_01, high_23));
+  }
+}
 static inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
 static inline void store(uint16_t* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

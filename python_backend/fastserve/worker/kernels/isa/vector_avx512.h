@@ -13,6 +13,32 @@ static inline Vec widen(__m256i x) { return _mm512_cvtph_ps(x); }
 static inline Vec load(const uint16_t* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 static inline Vec load_first_half(const float* p) { return _mm512_maskz_loadu_ps(0x00ff, p); }
 static inline Vec load_first_half(const uint16_t* p) { return widen(_mm256_maskz_loadu_epi16(0x00ff, p)); }
+// columns[k] lane i = rows[i][first + k]: eight columns of kWidth rows.
+static inline void load_columns(const float* const* rows, int first, Vec* columns) {
+  Vec quarters[2][4];  // of four columns: rows i, i + 4, i + 8 and i + 12
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      Vec x = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + first + half * 4));
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(rows[i + 4] + first + half * 4), 1);
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(rows[i + 8] + first + half * 4), 2);
+      quarters[half][i] = _mm512_insertf32x4(x, _mm_loadu_ps(rows[i + 12] + first + half * 4), 3);
+    }
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const Vec* q = quarters[half];
+    const __m512d low_01 = _mm512_castps_pd(_mm512_unpacklo_ps(q[0], q[1]));
+    const __m512d high_01 = _mm512_castps_pd(_mm512_unpackhi_ps(q[0], q[1]));
+    const __m512d low_23 = _mm512_castps_pd(_mm512_unpacklo_ps(q[2], q[3]));
+    const __m512d high_23 = _mm512_castps_pd(_mm512_unpackhi_ps(q[2], q[3]));
+    columns[half * 4] = _mm512_castpd_ps(_mm512_unpacklo_pd(low_01, low_23));
+    columns[half * 4 + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low_01, low_23));
+    columns[half * 4 + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high_01, high_23));
+    columns[half * 4 + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high_01, high_23));
+  }
+}
 static inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
 static inline void store_first_half(float* p, Vec x) { _mm512_mask_storeu_ps(p, 0x00ff, x); }
 static inline __m256i narrow(Vec x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

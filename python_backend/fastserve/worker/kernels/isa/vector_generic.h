@@ -53,6 +53,10 @@ static inline Vec load(const uint16_t* p) {
   const IntVec special = (magnitude << 13) | 0x7f800000;  // infinity or NaN
   return reinterpret_cast<Vec>((magnitude >= 0x7c00 ? special : reinterpret_cast<IntVec>(finite)) | ((bits & 0x8000) << 16));
 }
+// columns[k] lane i = rows[i][first + k]: eight columns of kWidth rows.
+static inline void load_columns(const float* const* rows, int first, Vec* columns) {
+  for (int k = 0; k < 8; ++k) columns[k] = Vec{rows[0][first + k], rows[1][first + k], rows[2][first + k], rows[3][first + k]};
+}
 static inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 static inline void store(uint16_t* p, Vec x) {
   for (int i = 0; i < kWidth; ++i) p[i] = float_to_half(x[i]);

@@ -1,0 +1,175 @@
+"""fastserve::QuantizedMatMul (int8 weights, int8 activations) beside ONNX Runtime's own float MatMul, by rows and layer.
+
+One row is a decode, which is bound by reading the weights; many rows are a prefill or a batch of sentences, bound by arithmetic.
+Rates are in 10^9 operations a second (a multiply-add is two), of what float MatMul would do. The contenders take turns on one
+thread pool; medians. Prints a table and writes JSON:
+
+    python benchmarks/bench_quantized_matmul.py [--isa NAME ...] [--threads N] [--repeats N] [--output FILE]
+
+``--isa``: instruction sets to compare (avx2, avxvnni, avx512, avx512vnni, amx), default the best. Float MatMul always uses the
+best it knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from bench_attention import SEED, Array, bound_run, processor, read_bandwidth
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fastserve.worker import kernels
+from fastserve.worker.kernels.quantized_weight import pack_weight
+
+FLOAT = "MatMul"
+ROWS = (1, 8, 32, 128, 512)
+SHORTEST_S = 0.02
+"""Of one timing: short runs are repeated that long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A matrix [k, n] of a known model."""
+
+    name: str
+    k: int
+    n: int
+
+
+LAYERS = (
+    Layer("MiniLM attention", 384, 384),
+    Layer("MiniLM up", 384, 1536),
+    Layer("MiniLM down", 1536, 384),
+    Layer("BERT base up", 768, 3072),
+    Layer("SmolLM2-135M attention", 576, 576),
+    Layer("SmolLM2-135M up", 576, 1536),
+    Layer("SmolLM2-135M down", 1536, 576),
+    Layer("SmolLM2-135M head", 576, 49152),
+)
+
+
+def make_session(node: onnx.NodeProto, constants: Mapping[str, Array]) -> ort.InferenceSession:
+    """On the pool that all sessions share: one pool of each would go on spinning in the next contender's turn."""
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "output")]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fastserve", 1)]
+    graph = helper.make_graph([node], "matmul", ends[:1], ends[1:], tensors)
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    options.register_custom_ops_library(str(kernels.library_path()))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def contenders(layer: Layer, instruction_sets: Sequence[str]) -> dict[str, ort.InferenceSession]:
+    weight = np.random.default_rng(SEED).standard_normal((layer.k, layer.n), np.float32)
+    sessions = {FLOAT: make_session(helper.make_node("MatMul", ["x", "weight"], ["output"]), {"weight": weight})}
+    packed, scale = pack_weight(weight)
+    inputs, sizes = ["x", "weight", "scale"], {"k": layer.k, "n": layer.n}
+    node = helper.make_node("QuantizedMatMul", inputs, ["output"], domain="fastserve", **sizes)
+    for name in instruction_sets:
+        os.environ["FASTSERVE_ISA"] = name  # read when a kernel is created
+        sessions[name] = make_session(node, {"weight": packed, "scale": scale})
+    return sessions
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, measured in turns."""
+    counts = {}
+    for name, run in runs.items():
+        run()
+        start = time.perf_counter()
+        run()
+        counts[name] = max(1, int(SHORTEST_S / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            run()  # brings its weights back into the caches
+            start = time.perf_counter()
+            for _ in range(counts[name]):
+                run()
+            times[name].append((time.perf_counter() - start) / counts[name])
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(layer: Layer, instruction_sets: Sequence[str], repeats: int) -> list[dict[str, Any]]:
+    """One entry for each number of rows."""
+    sessions = contenders(layer, instruction_sets)
+    results = []
+    for rows in ROWS:
+        x = np.random.default_rng(SEED).standard_normal((rows, layer.k), np.float32)
+        seconds = alternate({name: bound_run(session, {"x": x}) for name, session in sessions.items()}, repeats)
+        operations = 2 * rows * layer.k * layer.n
+        rates = {name: operations / value / 1e9 for name, value in seconds.items()}
+        bytes_read = {name: layer.k * layer.n * (4 if name == FLOAT else 1) / value / 1e9 for name, value in seconds.items()}
+        results.append(dataclasses.asdict(layer) | {"rows": rows, "gigaops": rates, "weight_gigabytes_per_second": bytes_read})
+    return results
+
+
+def render(report: dict[str, Any]) -> Table:
+    """Each contender's rate, and what the best reads of the weights in a decode."""
+    *_, best = report["isa"]
+    table = Table(title=f"fastserve::QuantizedMatMul, {report['threads']} threads, {report['processor']}; Gop/s")
+    for column in ("layer", "matrix", "rows", FLOAT):
+        table.add_column(column, justify="left" if column in ("layer", "matrix") else "right", no_wrap=True)
+    for name in report["isa"]:
+        table.add_column(name, justify="right")
+        table.add_column("gain", justify="right")
+    table.add_column(f"{best} reads", justify="right")
+    for row in report["results"]:
+        cells = [row["name"], f"{row['k']} x {row['n']}", str(row["rows"]), f"{row['gigaops'][FLOAT]:.0f}"]
+        for name in report["isa"]:
+            rate = row["gigaops"][name]
+            cells += [f"{rate:.0f}", f"{rate / row['gigaops'][FLOAT]:.1f}x"]
+        read = f"{row['weight_gigabytes_per_second'][best]:.1f} GB/s" if row["rows"] == 1 else ""
+        table.add_row(*cells, read, end_section=row["rows"] == ROWS[-1])
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isa", nargs="+", default=[kernels.quantized_isa()], metavar="NAME")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quantized_matmul.json")
+    arguments = parser.parse_args()
+    ort.set_global_thread_pool_sizes(arguments.threads, 1)
+    console = Console()
+    report: dict[str, Any] = {
+        "processor": processor(),
+        "isa": arguments.isa,
+        "threads": arguments.threads,
+        "repeats": arguments.repeats,
+        "seed": SEED,
+        "load_average_before": os.getloadavg()[0],
+        "versions": {"onnxruntime": ort.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "read_gigabytes_per_second": read_bandwidth(arguments.threads, arguments.repeats),
+        "results": [
+            row
+            for layer in track(LAYERS, "measuring", console=console, transient=True)
+            for row in measure(layer, arguments.isa, arguments.repeats)
+        ],
+    }
+    console.print(render(report))
+    console.print(f"reading from memory {report['read_gigabytes_per_second']:.1f} GB/s")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    console.print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+// QuantizedMatMul for x86-64 with AMX-INT8 and AVX-512 VNNI.
+//
+// Everything but the table has internal linkage, so that no function compiled for this instruction set can be picked by
+// the linker for another, and nothing of the standard library is instantiated here.
+#include "../quantized_problem.h"
+#include "quantized_kernels.h"
+
+#include <cstring>
+#include <immintrin.h>
+
+namespace fastserve {
+namespace {
+
+// Order matters: each file uses the ones before it.
+#include "quantized_vector_avx512vnni.h"
+#include "quantized_rows.inl"
+#include "quantized_tiles.inl"
+#include "quantized_amx.inl"
+
+}  // namespace
+
+extern const QuantizedKernels kAmxQuantizedKernels = {"amx", sizeof(Activation), 32, quantize, multiply_with_tiles};
+
+}  // namespace fastserve

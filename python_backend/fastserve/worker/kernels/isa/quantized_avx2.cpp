@@ -1,0 +1,23 @@
+// QuantizedMatMul for x86-64 with AVX2.
+//
+// Everything but the table has internal linkage, so that no function compiled for this instruction set can be picked by
+// the linker for another, and nothing of the standard library is instantiated here.
+#include "../quantized_problem.h"
+#include "quantized_kernels.h"
+
+#include <cstring>
+#include <immintrin.h>
+
+namespace fastserve {
+namespace {
+
+// Order matters: each file uses the ones before it.
+#include "quantized_vector_avx2.h"
+#include "quantized_rows.inl"
+#include "quantized_tiles.inl"
+
+}  // namespace
+
+extern const QuantizedKernels kAvx2QuantizedKernels = {"avx2", sizeof(Activation), 2, quantize, multiply};
+
+}  // namespace fastserve

@@ -1,0 +1,72 @@
+// The product of quantised rows and packed weights, on accumulators that stay in registers. Included inside a translation
+// unit's own namespace, after a quantized_vector_*.h and quantized_rows.inl.
+//
+// A group row of a panel (64 bytes) is kParts vectors of weights; "part" counts them through all panels. Integer sums are
+// exact, so neither the tile nor the instruction set changes a result.
+
+constexpr int kPartBytes = kGroupBytes / kParts;
+constexpr int kPartChannels = kPanelChannels / kParts;
+
+// Rows [row, row + Rows) times Parts neighbouring parts.
+template <int Rows, int Parts>
+static inline void multiply_tile(const QuantizedProblem& problem, int64_t row, int64_t part) {
+  const Activation* activations = static_cast<const Activation*>(problem.activations) + row * problem.stride;
+  const int8_t* weights[Parts];
+  Sum sums[Rows][Parts];
+#pragma GCC unroll 8
+  for (int p = 0; p < Parts; ++p) {
+    const int8_t* channel_sums = panel_of(problem, (part + p) / kParts) + (part + p) % kParts * kPartBytes;
+    weights[p] = channel_sums + kGroupBytes;
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) sums[r][p] = first_sum(channel_sums);
+  }
+  const size_t stride = static_cast<size_t>(problem.stride);
+  const size_t groups = static_cast<size_t>(problem.num_groups);
+  for (size_t group = 0; group < groups; ++group) {
+    Weights columns[Parts];
+#pragma GCC unroll 8
+    for (int p = 0; p < Parts; ++p) columns[p] = load_weights(weights[p] + group * kGroupBytes);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const Factors factors = broadcast_group(activations + r * stride + group * kGroupInputs);
+#pragma GCC unroll 8
+      for (int p = 0; p < Parts; ++p) sums[r][p] = multiply_add(factors, columns[p], sums[r][p]);
+    }
+  }
+  constexpr int kStride = Parts * kPartChannels;
+  alignas(64) int32_t stored[Rows * kStride];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < Parts; ++p) store_sums(stored + r * kStride + p * kPartChannels, sums[r][p]);
+  }
+  constexpr int kChannels = kStride < kPanelChannels ? kStride : kPanelChannels;
+  finish<kChannels, kStride / kChannels>(problem, row, Rows, part * kPartChannels, stored, kStride);
+}
+
+template <int Rows, int Parts>
+static inline void multiply_rows(const QuantizedProblem& problem, int64_t row, int64_t count, int64_t part) {
+  if constexpr (Rows > 1) {
+    if (count < Rows) return multiply_rows<Rows - 1, Parts>(problem, row, count, part);
+  }
+  multiply_tile<Rows, Parts>(problem, row, part);
+}
+
+// Parts at a time through all rows of the block, so that those weights stay in the nearest cache.
+template <int Parts>
+static inline void multiply_parts(const QuantizedProblem& problem, const QuantizedBlock& block, int64_t part) {
+  const int64_t last = block.last_panel * kParts;
+  const int64_t rows = block.last_row - block.first_row;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (; part + Parts <= last; part += Parts) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly equal size
+      const int64_t row = rows * tile / tiles;
+      multiply_rows<kTileRows, Parts>(problem, block.first_row + row, rows * (tile + 1) / tiles - row, part);
+    }
+  }
+  if constexpr (Parts > 1) multiply_parts<Parts / 2>(problem, block, part);
+}
+
+static void multiply(const QuantizedProblem& problem, const QuantizedBlock& block) {
+  multiply_parts<kTileParts>(problem, block, block.first_panel * kParts);
+}

@@ -1,0 +1,34 @@
+// One parallel loop on ONNX Runtime's own threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+
+#include "ort_abi.h"
+#include "ort_call.h"
+
+namespace fastserve {
+
+constexpr size_t kMostThreads = 256;  // that work on one loop
+
+// Calls body(i) for i in [0, count), handed out one by one in order. Few runtime tasks that each take items until none is
+// left: the runtime's own way of handing out costs more than the smallest items do.
+template <class Body>
+void parallel_for(const ort::Api& api, const ort::KernelContext* context, size_t count, const Body& body) {
+  struct Loop {
+    const Body& body;
+    size_t count;
+    std::atomic<size_t> next;
+  } loop{body, count, {0}};
+  const auto take_items = [](void* user_data, size_t) {
+    Loop& shared = *static_cast<Loop*>(user_data);
+    for (size_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.count;) shared.body(i);
+  };
+  if (count == 1) {
+    body(0);
+  } else if (count > 1) {
+    check(api.KernelContext_ParallelFor(context, take_items, std::min(count, kMostThreads), 0, &loop));
+  }
+}
+
+}  // namespace fastserve

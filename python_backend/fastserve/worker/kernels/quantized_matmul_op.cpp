@@ -1,0 +1,171 @@
+// fastserve::QuantizedMatMul: x times a matrix of int8 weights ("W8A8").
+//
+// Inputs: x [.., k] float, weight [num_panels, 1 + num_groups, 64] int8 as quantized_weight.py packs it, weight_scale [n],
+// bias [n] (optional). Attributes: k, n. Output [.., n] float.
+//
+//   q = round(x / row_scale), -127..127, where row_scale = largest magnitude of the row / 127
+//   output = float(sum of q * weight, exact in 32 bits) * weight_scale * row_scale + bias
+//
+// A row's output is the same bits in any batch, on any number of threads and with any instruction set. A row with a NaN or
+// an infinity gives a row of NaN; a row whose magnitudes are all below 1.5e-36 counts as zeros.
+#include "quantized_matmul_op.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "isa/quantized_kernels.h"
+#include "op_inputs.h"
+#include "op_schema.h"
+#include "parallel_for.h"
+#include "quantized_problem.h"
+
+namespace fastserve {
+namespace {
+
+enum Input : size_t { kX, kWeight, kWeightScale, kBias };
+constexpr OpInput kInputs[] = {{"x", ort::kFloat, ort::kRequired},
+                               {"weight", ort::kInt8, ort::kRequired},
+                               {"weight_scale", ort::kFloat, ort::kRequired},
+                               {"bias", ort::kFloat, ort::kOptional}};
+constexpr OpSchema kSchema = {"QuantizedMatMul", "fastserve::QuantizedMatMul", kInputs, std::size(kInputs)};
+
+constexpr int64_t kMostOutputs = int64_t{1} << 24;
+constexpr int64_t kQuantizedAtOnce = 16384;  // activations of one work item
+constexpr int64_t kRowsAtOnce = 192;         // of one work item, so that their activations stay in the second-level cache
+constexpr int64_t kPanelsAtOnce = 4;         // of one work item, or a multiple: what the kernels compute at once
+constexpr int64_t kLeastWork = 384 * 1024;   // of one work item, in bytes of weights that could be read meanwhile
+constexpr int64_t kItemsOfThread = 4;        // few, because neighbouring outputs of two processors disturb each other
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory for quantised activations. Uninitialised, aligned to cache lines.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : data_(::operator new(std::max<size_t>(bytes, 1), kAlignment)) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { ::operator delete(data_, kAlignment); }
+  void* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  void* data_;
+};
+
+// How the outputs are cut into independent blocks. The cut never changes a result.
+struct Cut {
+  int64_t rows;    // of a block
+  int64_t panels;  // of a block
+  int64_t row_blocks;
+  int64_t panel_blocks;
+  bool rows_first;  // blocks of the same rows follow each other
+
+  QuantizedBlock block(int64_t index, const QuantizedProblem& problem, int64_t num_panels) const {
+    const int64_t row = (rows_first ? index / panel_blocks : index % row_blocks) * rows;
+    const int64_t panel = (rows_first ? index % panel_blocks : index / row_blocks) * panels;
+    return {row, std::min(problem.rows, row + rows), panel, std::min(num_panels, panel + panels)};
+  }
+};
+
+Cut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64_t rows_of_read) {
+  Cut cut{};
+  // Blocks of nearly equal size, of a number of rows that suits AMX tiles.
+  cut.rows = divide_up(divide_up(problem.rows, divide_up(problem.rows, kRowsAtOnce)), 32) * 32;
+  const int64_t panel_bytes = (1 + problem.num_groups) * kGroupBytes;
+  const int64_t work = panel_bytes * (rows_of_read + std::min(cut.rows, problem.rows)) / rows_of_read;  // of a panel
+  cut.row_blocks = divide_up(problem.rows, cut.rows);
+  static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
+  const int64_t most_panel_blocks = divide_up(kItemsOfThread * threads, cut.row_blocks);
+  const int64_t panels = std::max(kLeastWork / work, divide_up(num_panels, most_panel_blocks));
+  cut.panels = divide_up(panels, kPanelsAtOnce) * kPanelsAtOnce;
+  cut.panel_blocks = divide_up(num_panels, cut.panels);
+  // What is larger is read once; what is smaller is read again and again, from a cache.
+  cut.rows_first = problem.rows * problem.stride > num_panels * panel_bytes;
+  return cut;
+}
+
+int64_t read_size(const ort::Api& api, const ort::KernelInfo* info, const char* name, int64_t most) {
+  const int64_t value = read_int(api, info, name, 0);
+  if (value < 1 || value > most) {
+    refuse(kSchema, std::string("attribute ") + name, std::to_string(value), "1 to " + std::to_string(most));
+  }
+  return value;
+}
+
+struct QuantizedMatMulKernel {
+  static const OpSchema& schema() { return kSchema; }
+
+  QuantizedMatMulKernel(const ort::Api& ort_api, const ort::KernelInfo* info)
+      : api(ort_api),
+        k(read_size(ort_api, info, "k", kMaxInputs)),
+        n(read_size(ort_api, info, "n", kMostOutputs)),
+        kernels(choose_quantized_kernels()) {}
+
+  // Everything but the output and the scratch. Throws InvalidInput naming the input and what is allowed.
+  QuantizedProblem read_problem(const Tensor& x, const ort::KernelContext* context) const {
+    const auto read = [&](Input index) { return read_input(api, context, kSchema, index); };
+    QuantizedProblem problem{};
+    problem.k = k;
+    problem.n = n;
+    problem.num_groups = divide_up(k, kGroupInputs);
+    // An odd number of cache lines: rows that start a power of two apart would share a few sets of the cache.
+    problem.stride = (divide_up(k, kRowAlignment) | 1) * kRowAlignment;
+    if (x.shape.size() < 2 || x.shape.back() != k) refuse(kSchema, x.name, text(x.shape), "[.., " + std::to_string(k) + "]");
+    problem.rows = 1;
+    for (size_t i = 0; i + 1 < x.shape.size(); ++i) problem.rows *= x.shape[i];
+    problem.x = static_cast<const float*>(x.data);
+    const Tensor weight = read(kWeight);
+    expect_shape(weight, {divide_up(n, kPanelChannels), 1 + problem.num_groups, kGroupBytes});
+    problem.weight = static_cast<const int8_t*>(weight.data);
+    const Tensor weight_scale = read(kWeightScale);
+    expect_shape(weight_scale, {n});
+    problem.weight_scale = static_cast<const float*>(weight_scale.data);
+    const Tensor bias = read(kBias);
+    if (bias.present()) expect_shape(bias, {n});
+    problem.bias = static_cast<const float*>(bias.data);
+    return problem;
+  }
+
+  void compute(ort::KernelContext* context) const {
+    const Tensor x = read_input(api, context, kSchema, kX);
+    QuantizedProblem problem = read_problem(x, context);
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = n;
+    problem.output = make_output(api, context, shape);
+    if (problem.rows == 0) return;
+    const size_t rows = static_cast<size_t>(problem.rows);
+    const Scratch activations(rows * static_cast<size_t>(problem.stride) * kernels.activation_bytes);
+    const std::unique_ptr<float[]> row_scale(new float[rows]);
+    problem.activations = activations.data();
+    problem.row_scale = row_scale.get();
+    const int64_t rows_at_once = divide_up(kQuantizedAtOnce, k);
+    parallel_for(api, context, static_cast<size_t>(divide_up(problem.rows, rows_at_once)), [&](size_t i) {
+      const int64_t first = static_cast<int64_t>(i) * rows_at_once;
+      kernels.quantize(problem, first, std::min(problem.rows, first + rows_at_once));
+    });
+    const int64_t num_panels = divide_up(n, kPanelChannels);
+    const Cut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
+    parallel_for(api, context, static_cast<size_t>(cut.row_blocks * cut.panel_blocks),
+                 [&](size_t i) { kernels.multiply(problem, cut.block(static_cast<int64_t>(i), problem, num_panels)); });
+  }
+
+  const ort::Api& api;
+  const int64_t k;
+  const int64_t n;
+  const QuantizedKernels& kernels;
+};
+
+}  // namespace
+
+const ort::CustomOp& quantized_matmul_op() {
+  static const ort::CustomOp op = define_op<QuantizedMatMulKernel>();
+  return op;
+}
+
+}  // namespace fastserve
