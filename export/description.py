@@ -32,10 +32,11 @@ def write_tokenizer(tokenizer: Any, model: Any, directory: Path) -> TokenizerSpe
         (directory / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     return TokenizerSpec(
         file=TOKENIZER_FILE,
-        eos_token_ids=eos_token_ids(model.generation_config, tokenizer, model.config),
+        eos_token_ids=eos_token_ids(getattr(model, "generation_config", None), tokenizer, model.config),
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         chat_template=CHAT_TEMPLATE_FILE if template is not None else None,
+        mask_token_id=tokenizer.mask_token_id,
         special_tokens={name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)},
     )
 

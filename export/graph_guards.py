@@ -12,6 +12,7 @@ from fastserve.errors import UnsupportedModel
 from fastserve.export.attention import DOMAIN, OPERATOR
 
 TOKENS, ROWS = "num_tokens", "num_rows"
+SEQUENCES = "num_seqs"
 
 _SEQUENTIAL = frozenset(
     {"Conv", "ConvTranspose", "CumSum", "GRU", "LSTM", "RNN", "Scan", "Loop", "Range", "AveragePool", "MaxPool"}
@@ -30,22 +31,35 @@ _SIZES = frozenset({"Shape", "Size"})
 
 
 def check_graph(graph: ir.Graph, num_layers: int) -> None:
-    """Raises UnsupportedModel naming the node that breaks the contract."""
-    attention = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
+    """Check a decoder's graph. Raises UnsupportedModel naming the node that breaks the contract."""
+    check_attention(graph, OPERATOR, num_layers)
+    check_tokens(graph)
+
+
+def check_attention(graph: ir.Graph, operator: str, num_layers: int) -> None:
+    """Every attention layer must be a node of ``operator``, and every input must be used. Raises UnsupportedModel."""
+    attention = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, operator)]
     if len(attention) != num_layers:
-        raise UnsupportedModel(f"the graph has {len(attention)} {OPERATOR} nodes for {num_layers} attention layers")
+        raise UnsupportedModel(f"the graph has {len(attention)} {operator} nodes for {num_layers} attention layers")
     for value in graph.inputs:
         if not value.uses():
             raise UnsupportedModel(f"the graph does not use its input {value.name}; the model computes that by itself")
+
+
+def check_tokens(graph: ir.Graph, rows: str = ROWS) -> None:
+    """No node but our own may look along the token axis. ``rows``: size of the selection that may be picked from it.
+
+    Raises UnsupportedModel naming the node.
+    """
     for node in graph:
         if node.domain == DOMAIN:
             continue
-        if reason := mixes_tokens(node):
+        if reason := mixes_tokens(node, rows):
             raise UnsupportedModel(f"{node.op_type} ({node.outputs[0].name}) {reason}; a request would depend on its neighbours")
 
 
-def mixes_tokens(node: ir.Node) -> str | None:
-    """Why ``node`` looks along the token axis, as far as shapes tell; None if it does not."""
+def mixes_tokens(node: ir.Node, rows: str = ROWS) -> str | None:
+    """Why ``node`` looks along the token axis, as far as shapes tell; None if it does not. ``rows``: as :func:`check_tokens`."""
     if node.op_type in _SEQUENTIAL:
         return "walks along an axis"
     for value in node.outputs:
@@ -57,7 +71,7 @@ def mixes_tokens(node: ir.Node) -> str | None:
     if any(value.shape is None for value in node.outputs):
         return "gives a result of unknown shape"
     if node.op_type in _ROW_PICKERS:
-        return "picks tokens that are not the sampled ones" if _picks_other_rows(node) else None
+        return "picks tokens that are not the wanted ones" if _picks_other_rows(node, rows) else None
     if node.op_type in _ALONG_AXIS and any(_works_along_tokens(node, value) for value in carriers):
         return "works along the token axis"
     if all(not _mentions_tokens(value) for value in node.outputs):
@@ -65,8 +79,8 @@ def mixes_tokens(node: ir.Node) -> str | None:
     return None
 
 
-def _picks_other_rows(node: ir.Node) -> bool:
-    """Whether it takes from the token axis of its first operand something that is not shaped like the sampled rows."""
+def _picks_other_rows(node: ir.Node, rows: str) -> bool:
+    """Whether it takes from the token axis of its first operand something that is not shaped like ``rows``."""
     data = node.inputs[0]
     if data is None or not (taken_from := _token_axes(data)):
         return False
@@ -75,7 +89,7 @@ def _picks_other_rows(node: ir.Node) -> bool:
         if axis % len(data.shape) not in taken_from:
             return not _token_axes(node.outputs[0])
     sizes = {str(size.value) for size in node.outputs[0].shape or () if isinstance(size, ir.SymbolicDim)}
-    return sizes != {ROWS}
+    return sizes != {rows}
 
 
 def _token_axes(value: ir.Value) -> list[int]:

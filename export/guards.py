@@ -55,7 +55,12 @@ def check_config(config: Any) -> None:
         raise UnsupportedModel(f"{kind}: this family computes attention in its own modules, which cannot be paged")
     if kind in _SHIFTED_POSITIONS:
         raise UnsupportedModel(f"{kind}: positions that begin after the padding id cannot be represented")
-    text = config.get_text_config(decoder=True)
+    check_features(config)
+
+
+def check_features(config: Any) -> None:
+    """Refuse what no graph of ours can express: sizes of heads, biases, kinds of layers."""
+    kind, text = config.model_type, config.get_text_config(decoder=True)
     for key, feature in _REFUSED_FEATURES.items():
         if getattr(text, key, None):
             raise UnsupportedModel(f"{kind}: {feature} ({key}={getattr(text, key)}) cannot be represented")
@@ -85,28 +90,30 @@ def _check_head_size(kind: str, size: int) -> None:
         )
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, needed: tuple[str, ...] = ("position_ids", "logits_to_keep")) -> None:
     """Refuse a model class that never asks the attention interface (it would only log a warning), or that cannot be told
-    which positions its tokens have or which rows are wanted."""
+    what it must be: which positions its tokens have, which rows are wanted."""
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(f"{model.config.model_type}: {type(model).__name__} computes attention in its own modules")
     parameters = inspect.signature(model.forward).parameters
-    for name in ("position_ids", "logits_to_keep"):
+    for name in needed:
         if name not in parameters:
             raise UnsupportedModel(f"{model.config.model_type}: {type(model).__name__}.forward takes no {name}")
 
 
-def check_layers(config: Any, layers: list[AttentionLayer]) -> None:
+def check_layers(config: Any, layers: list[AttentionLayer], *, causal: bool = True) -> None:
     """Every attention layer must have reached the op, and every feature the config sets must have arrived with it."""
     text = config.get_text_config(decoder=True)
-    if sorted(layer.index for layer in layers) != list(range(text.num_hidden_layers)):
+    num_layers = text.num_hidden_layers * (getattr(text, "inner_group_num", None) or 1)  # ALBERT's layers within a layer
+    if sorted(layer.index for layer in layers) != list(range(num_layers)):
         raise UnsupportedModel(
             f"{config.model_type}: {len(layers)} attention layers reached the attention interface, the model has "
-            f"{text.num_hidden_layers}; the others compute something the graph cannot represent"
+            f"{num_layers}; the others compute something the graph cannot represent"
         )
     for layer in layers:
         _check_head_size(config.model_type, layer.head_size)
-        for key, wanted, got in _expectations(text, layer):
+        window = float(_window(text, layer.index, causal))
+        for key, wanted, got in (("sliding_window", window, float(layer.window)), *_expectations(text, layer)):
             if not math.isclose(wanted, got, rel_tol=1e-6):
                 raise UnsupportedModel(
                     f"{config.model_type}: {key} asks for {wanted:g} in attention layer {layer.index}, "
@@ -116,10 +123,7 @@ def check_layers(config: Any, layers: list[AttentionLayer]) -> None:
 
 def _expectations(config: Any, layer: AttentionLayer) -> list[tuple[str, float, float]]:
     """(config key, value it asks for in this layer, value that arrived)."""
-    expectations = [
-        ("sliding_window", float(_window(config, layer.index)), float(layer.window)),
-        ("attn_logit_softcapping", float(getattr(config, "attn_logit_softcapping", None) or 0.0), layer.softcap),
-    ]
+    expectations = [("attn_logit_softcapping", float(getattr(config, "attn_logit_softcapping", None) or 0.0), layer.softcap)]
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None:
         expectations.append(("query_pre_attn_scalar", scalar**-0.5, layer.scale))
     if (multiplier := getattr(config, "attention_multiplier", None)) is not None:
@@ -131,9 +135,12 @@ def _expectations(config: Any, layer: AttentionLayer) -> list[tuple[str, float, 
     return expectations
 
 
-def _window(config: Any, index: int) -> int:
+def _window(config: Any, index: int, causal: bool) -> int:
+    """What should arrive. A causal window counts the token itself; of others the configuration says how far each side reaches."""
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
         return NO_WINDOW
-    return NO_WINDOW if layer_types and layer_types[index] != "sliding_attention" else int(window)
+    if layer_types and layer_types[index] != "sliding_attention":
+        return NO_WINDOW
+    return int(window) if causal else int(window) + 1

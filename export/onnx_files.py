@@ -1,4 +1,4 @@
-"""Writes the two graphs of a decoder, which differ only in the element type of their caches, over one weight file."""
+"""Writes graphs and their weights: of a decoder two graphs, which differ only in the element type of their caches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ GRAPH_FILES = {"fp32": "model.onnx", "fp16": "model.kv_fp16.onnx"}
 WEIGHTS_FILE = "model.onnx.data"
 
 
-def write_graphs(model: ir.Model, directory: Path) -> None:
-    """Write :data:`GRAPH_FILES` and :data:`WEIGHTS_FILE`. Equal weights are stored once."""
+def write_graph(model: ir.Model, path: Path) -> None:
+    """Write one graph, and beside it :data:`WEIGHTS_FILE`. Equal weights are stored once."""
     DeduplicateInitializersPass()(model)
-    ir.save(model, directory / GRAPH_FILES["fp32"], external_data=WEIGHTS_FILE)
+    ir.save(model, path, external_data=WEIGHTS_FILE)
+
+
+def write_graphs(model: ir.Model, directory: Path) -> None:
+    """Write the :data:`GRAPH_FILES` of a decoder over one :data:`WEIGHTS_FILE`."""
+    write_graph(model, directory / GRAPH_FILES["fp32"])
     proto = onnx.load(str(directory / GRAPH_FILES["fp32"]), load_external_data=False)
     for value in proto.graph.input:
         if value.name.startswith(("key_cache.", "value_cache.")):

@@ -8,23 +8,48 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from fastserve.config import ENCODER_TASKS, GENERATION_TASK
 from fastserve.errors import InvalidRequest
 from fastserve.manifest import ModelManifest
 
-TASKS = ("text-generation",)
-DTYPES = ("fp32",)
+TASKS = (GENERATION_TASK, *ENCODER_TASKS)
+DTYPES = ("fp32", "int8")
+POOLINGS = ("mean", "cls")
+AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")
+SHORTEST_MAX_LENGTH = 8
+"""Tokens: room for a pair of texts and the special tokens around them."""
+
+CLASSIFYING_TASKS = (
+    "text-classification",
+    "token-classification",
+    "relation-extraction",
+    "reranking",
+    "zero-shot-classification",
+)
+"""Their outputs have a column for each label."""
+
+_TASKS_WITH = {
+    "max_length": ENCODER_TASKS,
+    "stride": ENCODER_TASKS,
+    "pooling": ("feature-extraction",),
+    "aggregation_strategy": ("token-classification",),
+    "markers": ("relation-extraction",),
+    "labels": CLASSIFYING_TASKS,
+}
+"""Option -> the tasks it is for."""
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Stage(enum.Enum):
-    """The stages of an export in their order; ``value`` is what a person reads."""
+    """The stages of an export in their order; ``value`` is what a person reads. Only encoders are measured."""
 
     LOAD = "load the source model"
     TRACE = "trace the packed graph"
     CONVERT = "convert to ONNX"
     WRITE = "write graphs and weights"
     PROVE = "prove against the source"
+    MEASURE = "measure how many tokens to run at once"
 
 
 Progress = Callable[[Stage], None]
@@ -41,6 +66,10 @@ class ExportOptions:
 
     ``output``: the model repository. ``name``: folder in it, None: taken from the source. ``version``: version folder;
     an existing one is only replaced with ``force``. A config.pbtxt that is already there is the user's and stays.
+
+    Of encoders, None meaning "as the source says": ``max_length`` and ``stride`` in tokens, ``pooling`` of embeddings,
+    ``aggregation_strategy`` of token classification, ``markers`` of relation extraction: the tokens before and after the head,
+    before and after the tail. ``labels``: of an ONNX graph that is imported, a file with the names of its labels.
     """
 
     output: Path
@@ -49,16 +78,40 @@ class ExportOptions:
     dtype: str = "fp32"
     version: int = 1
     force: bool = False
+    max_length: int | None = None
+    stride: int | None = None
+    pooling: str | None = None
+    aggregation_strategy: str | None = None
+    markers: tuple[str, ...] | None = None
+    labels: Path | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InvalidRequest("task", self.task, " or ".join(TASKS))
         if self.dtype not in DTYPES:
             raise InvalidRequest("dtype", self.dtype, " or ".join(DTYPES))
+        if self.dtype != "fp32" and self.task == GENERATION_TASK:
+            raise InvalidRequest("dtype", self.dtype, f"fp32 for {GENERATION_TASK}")
         if self.version < 1:
             raise InvalidRequest("version", self.version, "a whole number, at least 1")
         if self.name is not None and not _MODEL_NAME.fullmatch(self.name):
             raise InvalidRequest("name", self.name, "letters, digits, '_', '-' and '.', not starting with '.', '_' or '-'")
+        self._check_encoder_settings()
+
+    def _check_encoder_settings(self) -> None:
+        for field, tasks in _TASKS_WITH.items():
+            if getattr(self, field) is not None and self.task not in tasks:
+                raise InvalidRequest(field, getattr(self, field), f"only for {', '.join(tasks)}, not for {self.task}")
+        if self.max_length is not None and self.max_length < SHORTEST_MAX_LENGTH:
+            raise InvalidRequest("max_length", self.max_length, f"a whole number of tokens, at least {SHORTEST_MAX_LENGTH}")
+        if self.stride is not None and self.stride < 0:
+            raise InvalidRequest("stride", self.stride, "a whole number of tokens, at least 0")
+        if self.pooling not in (None, *POOLINGS):
+            raise InvalidRequest("pooling", self.pooling, " or ".join(POOLINGS))
+        if self.aggregation_strategy not in (None, *AGGREGATION_STRATEGIES):
+            raise InvalidRequest("aggregation_strategy", self.aggregation_strategy, " or ".join(AGGREGATION_STRATEGIES))
+        if self.markers is not None and (len(self.markers) != 4 or len(set(self.markers)) != 4 or not all(self.markers)):
+            raise InvalidRequest("markers", self.markers, "four different tokens: before and after the head, and the tail")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

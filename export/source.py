@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,29 +103,33 @@ def load(source: Source, config: Any) -> LoadedModel:
     if reader is not None:
         check_gguf_keys(reader, config)
     check_generation_config(source)
-    tokenizer = _load_tokenizer(source)
-    model, info = _load_weights(source, config)
-    if missing := sorted(info["missing_keys"]):
-        raise UnsupportedModel(
-            f"{source.label}: the checkpoint lacks weights of a {type(model).__name__} ({_some(missing)}); "
-            "is it a fine-tune for another task?"
-        )
+    tokenizer = load_tokenizer(source)
+    model, info = load_weights(source, config, AutoModelForCausalLM)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    left_over = [name for name in sorted(info["unexpected_keys"]) if not _NOT_WEIGHTS.search(name) and name not in tied]
-    if left_over:
-        raise UnsupportedModel(
-            f"{source.label}: a {type(model).__name__} of this configuration has no place for {len(left_over)} of the "
-            f"checkpoint's weights ({_some(left_over)}); config.json and the weights do not belong together"
-        )
+    check_weights(source, model, info["missing_keys"], set(info["unexpected_keys"]) - tied)
     if reader is not None:
         check_gguf_tensors(reader, model)
     return LoadedModel(source, model.eval().requires_grad_(False), tokenizer)
 
 
-def _load_weights(source: Source, config: Any) -> tuple[Any, dict[str, Any]]:
-    """(model, loading info)."""
+def check_weights(source: Source, model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse weights that the checkpoint lacks (they would be random), and weights that found no place."""
+    if names := sorted(missing):
+        raise UnsupportedModel(
+            f"{source.label}: the checkpoint lacks weights of a {type(model).__name__} ({_some(names)}); "
+            "is it a fine-tune for another task?"
+        )
+    if left_over := [name for name in sorted(unexpected) if not _NOT_WEIGHTS.search(name)]:
+        raise UnsupportedModel(
+            f"{source.label}: a {type(model).__name__} of this configuration has no place for {len(left_over)} of the "
+            f"checkpoint's weights ({_some(left_over)}); config.json and the weights do not belong together"
+        )
+
+
+def load_weights(source: Source, config: Any, auto_class: Any) -> tuple[Any, dict[str, Any]]:
+    """(model, loading info). ``auto_class``: of transformers, for the head. Raises ModelNotFound or UnsupportedModel."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             source.location,
             config=config,
             dtype=torch.float32,
@@ -155,19 +160,28 @@ def check_generation_config(source: Source) -> None:
     if source.gguf_file:
         return
     name = "generation_config.json"
-    missing_is_fine = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
-    hub: Any = transformers.utils.hub
-    path = hub.cached_file(source.location, name, local_files_only=source.is_local, **missing_is_fine)
-    if path is None:
+    if (settings := read_json(source, name)) is None:
         return
     try:
         make: Any = GenerationConfig
-        make(**json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+        make(**settings)
+    except (ValueError, TypeError, AttributeError) as error:
         raise _unreadable(source, name, error) from error
 
 
-def _load_tokenizer(source: Source) -> Any:
+def read_json(source: Source, name: str) -> Any:
+    """A JSON file that lies beside the weights; None without it. Raises ModelNotFound when it cannot be read."""
+    missing_is_fine = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    hub: Any = transformers.utils.hub
+    path = hub.cached_file(source.location, name, local_files_only=source.is_local, **missing_is_fine)
+    try:
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _unreadable(source, name, error) from error
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The fast tokenizer. Raises ModelNotFound or UnsupportedModel."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
     except OSError as error:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import time
 from pathlib import Path
 
 import fastserve
-from fastserve.errors import ToolError
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.description import cache_spec, graph_spec, notes, write_tokenizer
 from fastserve.export.generation_settings import generation_defaults
@@ -22,6 +20,7 @@ from fastserve.export.publish import check_target, staged_version
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import context_limit, freeze_frequencies
 from fastserve.export.source import LoadedModel, load, load_config, resolve
+from fastserve.export.stages import StageClock, readable_os_errors
 from fastserve.export.text_proof import prove_text
 from fastserve.manifest import MANIFEST_FILE, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_file
 
@@ -32,18 +31,15 @@ def export_model(source: str, options: ExportOptions, progress: Progress = no_pr
     Nothing appears there unless every guard and the proof pass. Raises ModelNotFound, UnsupportedModel, ProofFailed,
     InvalidRequest or ToolError.
     """
-    try:
+    with readable_os_errors():
         return _export(source, options, progress)
-    except OSError as error:  # a full disk, a folder that may not be read, ...
-        where = f"{error.filename}: " if error.filename else ""
-        raise ToolError(f"{where}{error.strerror or error}") from error
 
 
 def _export(source: str, options: ExportOptions, progress: Progress) -> ExportResult:
     found = resolve(source)
     name = options.name or model_name_from(found.label)
     target = check_target(options, name)
-    clock = _StageClock(progress)
+    clock = StageClock(progress)
     with quiet_libraries():
         clock.begin(Stage.LOAD)
         config = load_config(found)
@@ -68,7 +64,7 @@ def _notes(loaded: LoadedModel) -> tuple[str, ...]:
 
 
 def _write(
-    holder: list[LoadedModel], directory: Path, options: ExportOptions, clock: _StageClock
+    holder: list[LoadedModel], directory: Path, options: ExportOptions, clock: StageClock
 ) -> tuple[ModelManifest, Reference]:
     """Everything up to the proof. Takes the model out of ``holder``, so that its weights are freed on return."""
     loaded = holder.pop()
@@ -124,19 +120,3 @@ def _describe(
         proof={},
         fastserve_version=fastserve.__version__,
     )
-
-
-class _StageClock:
-    """Tells ``progress`` which stage begins and measures how long each takes."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._started: list[tuple[Stage, float]] = []
-
-    def begin(self, stage: Stage) -> None:
-        self._progress(stage)
-        self._started.append((stage, time.monotonic()))
-
-    def end(self) -> dict[str, float]:
-        ends = [at for _, at in self._started[1:]] + [time.monotonic()]
-        return {stage.name: end - at for (stage, at), end in zip(self._started, ends, strict=True)}

@@ -64,6 +64,21 @@ def _compare_tokens(source: Any, tokenizer: Tokenizer, text: str) -> None:
             raise ProofFailed(f"the saved tokenizer does not give its source's text: {wanted} is {back!r}, not {read!r}")
 
 
+def prove_pairs(source: Any, spec: TokenizerSpec, directory: Path) -> None:
+    """Two texts at once must give the source's tokens, offsets and, where it gives them, token types. Raises ProofFailed."""
+    pairs = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
+    windows = Tokenizer(directory, spec).whole_windows(*map(list, zip(*pairs, strict=True)))
+    for (first, second), window in zip(pairs, windows, strict=True):
+        wanted = source(first, second, return_offsets_mapping=True)
+        got = {"input_ids": window.token_ids, "token_type_ids": window.token_type_ids, "offset_mapping": window.offsets}
+        for name, values in got.items():
+            if name in wanted and list(values) != list(wanted[name]):
+                raise ProofFailed(
+                    f"the saved tokenizer does not give its source's {name}: {first!r} with {second!r} is {list(values)}, "
+                    f"not {list(wanted[name])}"
+                )
+
+
 def _compare_chat(source: Any, tokenizer: Tokenizer, template: ChatTemplate, messages: list[dict[str, str]]) -> None:
     try:
         wanted = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

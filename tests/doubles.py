@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.core.block_pool import BlockPool
-from fastserve.core.events import Aborted, Event, Failed, TokenEvent
+from fastserve.core.encoder_scheduler import EncoderScheduler
+from fastserve.core.encoding import EncodingRequest, TokenSequence
+from fastserve.core.events import Aborted, Encoded, Event, Failed, TokenEvent
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import POLICIES
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.engine.encoder_engine import EncoderEngine
 from fastserve.engine.engine import Engine
 from fastserve.engine.stats import EngineStats
 from fastserve.errors import FastServeError, StepFailed
@@ -115,7 +118,7 @@ class Outcome:
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float | None] = dataclasses.field(default_factory=list)
     endings: list[Any] = dataclasses.field(default_factory=list)
-    """A FinishReason, an error or "aborted"; exactly one when all is well."""
+    """A FinishReason, Encoded, an error or "aborted"; exactly one when all is well."""
 
 
 def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None) -> dict[int, Outcome]:
@@ -128,6 +131,8 @@ def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None)
             outcome.logprobs.append(event.logprob)
             if event.finish_reason is not None:
                 outcome.endings.append(event.finish_reason)
+        elif isinstance(event, Encoded):
+            outcome.endings.append(event)
         elif isinstance(event, Failed):
             outcome.endings.append(event.error)
         elif isinstance(event, Aborted):
@@ -135,7 +140,7 @@ def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None)
     return outcomes
 
 
-def run_to_end(engine: Engine, requests: Sequence[Request]) -> dict[int, Outcome]:
+def run_to_end(engine: Any, requests: Sequence[Any]) -> dict[int, Outcome]:
     """Submit everything, step until nothing is left."""
     events: list[Event] = []
     for request in requests:
@@ -143,6 +148,47 @@ def run_to_end(engine: Engine, requests: Sequence[Request]) -> dict[int, Outcome
     while engine.has_work:
         events += engine.step()
     return collect(events)
+
+
+class HashingEncoder:
+    """An "encoder" whose output for a sequence, [2], says how long it is and is a hash of its token ids."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[TokenSequence, ...]] = []
+        self.failures: list[Exception] = []
+        """Raised by the next runs, one each."""
+
+    def run(self, sequences: Sequence[TokenSequence]) -> list[npt.NDArray[np.float32]]:
+        self.runs.append(tuple(sequences))
+        if self.failures:
+            raise self.failures.pop(0)
+        return [np.array(hash_sequence(sequence), np.float32) for sequence in sequences]
+
+
+def hash_sequence(sequence: TokenSequence) -> tuple[int, int]:
+    """The output of :class:`HashingEncoder`."""
+    return len(sequence.token_ids), hash(sequence.token_ids) % 65_521
+
+
+def make_encoding(request_id: int, *lengths: int, deadline: float | None = None) -> EncodingRequest:
+    """A request of one sequence for each length; no two requests or sequences have the same tokens."""
+    sequences = (TokenSequence((request_id, index, *range(2, length))[:length]) for index, length in enumerate(lengths))
+    return EncodingRequest(request_id, tuple(sequences), deadline)
+
+
+def make_encoder_engine(
+    runner: Any = None,
+    *,
+    max_num_seqs: int = 8,
+    max_batched_tokens: int = 64,
+    max_queue_size: int = 1000,
+    padded: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> EncoderEngine:
+    """A real engine over a :class:`HashingEncoder` (or ``runner``)."""
+    limits = StepLimits(max_num_seqs, max_batched_tokens)
+    scheduler = EncoderScheduler(limits, max_queue_size=max_queue_size, padded=padded)
+    return EncoderEngine(scheduler, runner or HashingEncoder(), clock=clock or FakeClock())
 
 
 class ByteTokenizer:
@@ -223,5 +269,5 @@ class RecordingMetrics:
     def update(self, stats: EngineStats) -> None:
         self.snapshots.append(stats)
 
-    def count_ending(self, ending: str) -> None:
-        self.endings.append(ending)
+    def count_endings(self, ending: str, count: int) -> None:
+        self.endings += [ending] * count

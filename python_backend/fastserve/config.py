@@ -15,6 +15,8 @@ from fastserve.errors import ConfigError
 POLICIES = ("fcfs",)
 KV_CACHE_DTYPES = ("fp32", "fp16")
 
+SHARE_WEIGHTS = ("auto", "on", "off")
+
 TASK_PARAMETER = "task"
 """Key of config.pbtxt parameters that says which contract the model has; text-generation when it is absent."""
 GENERATION_TASK = "text-generation"
@@ -49,7 +51,12 @@ class EngineConfig:
         0.4, "share of the free memory the KV pool may take when kv_cache_bytes is 0", low=0.01, high=0.95
     )
     kv_cache_dtype: str = _field("fp32", "element type of the KV pool", choices=KV_CACHE_DTYPES)
-    num_threads: int = _field(0, "threads of one run; 0: one for each core", low=0, high=1024)
+    num_threads: int = _field(0, "threads of one run; 0: the cores divided among the model's instances", low=0, high=1024)
+    share_weights: str = _field(
+        "auto",
+        "weights in memory once for all processes of the machine; auto: when there are several instances",
+        choices=SHARE_WEIGHTS,
+    )
     default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
 
     def __post_init__(self) -> None:
@@ -71,6 +78,11 @@ class EncoderConfig:
     max_batched_tokens: int = _field(1024, "tokens in one run; a longer sequence runs alone", low=1, high=65536)
     max_queue_size: int = _field(1024, "requests accepted but not finished; more are refused UNAVAILABLE", low=1, high=1_000_000)
     num_threads: int = _field(0, "threads of one run; 0: the cores divided among the model's instances", low=0, high=1024)
+    share_weights: str = _field(
+        "auto",
+        "weights in memory once for all processes of the machine; auto: when there are several instances",
+        choices=SHARE_WEIGHTS,
+    )
     default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
 
     def __post_init__(self) -> None:

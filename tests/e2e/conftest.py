@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+from tests.e2e.served_encoders import build_encoder_repository, save_encoders
 from tests.e2e.served_models import build_repository, save_sources
 
 TOY_MODEL = Path(__file__).parent / "toy_model.py"
@@ -58,4 +59,23 @@ def server(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) -
     """A real Triton that serves every model of ``served_models.SERVED``."""
     repository = build_repository(sources, tmp_path_factory.mktemp("exports"), tmp_path_factory.mktemp("repository"))
     with TritonLauncher(repository, LaunchOptions(ready_timeout_s=120.0)) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
+def encoder_sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the tiny random encoders that are served, by the name they are served under."""
+    return save_encoders(tmp_path_factory.mktemp("encoder_sources"))
+
+
+@pytest.fixture(scope="session")
+def encoder_repository(tmp_path_factory: pytest.TempPathFactory, encoder_sources: dict[str, Path]) -> Path:
+    """A model repository with every encoder of ``served_encoders``; tests copy from it and change nothing."""
+    return build_encoder_repository(encoder_sources, tmp_path_factory.mktemp("encoder_repository"))
+
+
+@pytest.fixture(scope="session")
+def encoder_server(encoder_repository: Path) -> Iterator[TritonLauncher]:
+    """A real Triton that serves ``encoder_repository``."""
+    with TritonLauncher(encoder_repository, LaunchOptions(ready_timeout_s=180.0)) as launcher:
         yield launcher

@@ -30,6 +30,7 @@ BAD_PARAMETERS = {
     "kv_cache_memory_fraction": ("nan", "nan"),
     "kv_cache_dtype": ("int3", "'int3'"),
     "num_threads": ("-1", "-1"),
+    "share_weights": ("yes", "'yes'"),
     "default_deadline_ms": ("1e99", "'1e99'"),
 }
 """For each key of the configuration a value that is not allowed, and how the message shows it."""

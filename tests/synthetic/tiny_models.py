@@ -90,14 +90,19 @@ TINY_CONFIGS: dict[str, Callable[..., Any]] = {
 
 def random_model(config: Any, seed: int = 0) -> Any:
     """A causal language model of ``config`` with every parameter random: weights, biases and norms too."""
-    generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    fill_randomly(model, seed)
+    return model
+
+
+def fill_randomly(model: Any, seed: int = 0) -> None:
+    """Give every parameter random values: weights, biases and norms too."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0.0, WEIGHT_STD, generator=generator)
-            if "norm" in name or "ln_" in name:
+            if "norm" in name.lower() or "ln_" in name:
                 parameter.add_(1.0 if name.endswith("weight") else 0.0)
-    return model
 
 
 def save_model(config: Any, directory: Path, seed: int = 0, **generation: Any) -> Path:

@@ -21,8 +21,6 @@ DTYPES = {
     "block_table": np.int32,
     "slot_mapping": np.int32,
     "logits_rows": np.int64,
-    "sequence_rows": np.int64,
-    "token_type_ids": np.int64,
     "cross_block_table": np.int32,
     "cross_seqlens": np.int32,
     "cross_slot_mapping": np.int32,
@@ -38,7 +36,6 @@ def test_a_prefill_a_decode_and_a_chunk_are_laid_end_to_end():
     assert batch.block_table.tolist() == [[5, 2, -1], [0, 7, 3], [9, 8, 6]]
     assert batch.slot_mapping.tolist() == [20, 21, 22, 3 * 4 + 1, 6 * 4, 6 * 4 + 1]
     assert batch.logits_rows.tolist() == [2, 3]
-    assert batch.sequence_rows.tolist() == [0, 3, 4]
     assert (batch.num_tokens, batch.num_rows) == (6, 2)
 
 
@@ -84,17 +81,11 @@ def test_a_prompt_that_is_cached_as_a_whole_writes_nothing_and_still_samples():
     assert batch.logits_rows.tolist() == [2]
 
 
-def test_token_type_ids_are_given_through_and_zero_where_there_are_none():
-    batch = pack([PREFILL, SequenceInput([1, 2], 0, [], False, token_type_ids=[0, 1])], 4)
-    assert batch.token_type_ids.tolist() == [0, 0, 0, 0, 1]
-
-
 def test_encoders_have_no_blocks_and_no_slots():
     batch = pack([SequenceInput([1, 2], 0, [], False), SequenceInput([3], 0, [], False)], 16)
     assert batch.block_table.shape == (2, 0)
     assert batch.slot_mapping.tolist() == [-1, -1, -1]
     assert batch.logits_rows.tolist() == []
-    assert batch.sequence_rows.tolist() == [0, 2]
 
 
 def test_a_sequence_without_blocks_beside_one_with_blocks_writes_nowhere():

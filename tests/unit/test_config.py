@@ -21,10 +21,12 @@ GOOD = {
     "kv_cache_memory_fraction": ("0.25", 0.25),
     "kv_cache_dtype": ("fp16", "fp16"),
     "num_threads": ("2", 2),
+    "share_weights": ("on", "on"),
     "default_deadline_ms": ("1500", 1500),
 }
 
 BAD = [
+    ("share_weights", "yes", "auto or on or off"),
     ("policy", "lifo", "fcfs"),
     ("policy", "", "fcfs"),
     ("max_num_seqs", "0", "from 1 to 4096"),

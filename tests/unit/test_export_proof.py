@@ -71,7 +71,7 @@ def test_tolerances_grow_with_the_scale_of_the_logits(measure: str) -> None:
 def test_a_swapped_near_tie_is_counted_apart_from_a_disagreement() -> None:
     wanted = np.array([[1.0, 1.00005, 0.0], [1.0, 2.0, 0.0], [5.0, 0.0, 0.0]], np.float32)
     got = np.array([[1.0, 0.99999, 0.0], [2.0, 1.0, 0.0], [5.0, 0.0, 0.0]], np.float32)
-    agreement = greedy_agreement([got], Reference([[0, 0, 0]], [wanted]))
+    agreement = greedy_agreement([got], [wanted], Reference([[0, 0, 0]], [wanted]).scale)
     assert agreement == {"greedy_disagreements": 1.0, "greedy_ties": 1.0}
 
 

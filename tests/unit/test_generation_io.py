@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fastserve.errors import ConfigError
-from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, missing_entries
+from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
+from fastserve.triton.tensor_io import missing_entries
 
 
 def entry(spec, **changes):

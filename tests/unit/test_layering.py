@@ -48,22 +48,38 @@ def rule(rooms: str, packages: str = "", **more: set[str]) -> Rule:
 
 
 RULES = {
-    "ground": rule(""),
+    "ground": rule("", lazily={"fastserve.server"}),
+    "functions": rule("functions"),
     "core": rule("core", forbidden=IMPURE),
     "worker": rule("core worker", "numpy onnxruntime"),
     "text": rule("text", "tokenizers jinja2"),
     "tasks": rule("core text tasks", "numpy"),
     "engine": rule("core worker text tasks engine", "numpy"),
-    "triton": rule("core worker text tasks engine triton", f"numpy {TRITON_MODULE}"),
+    "triton": rule("core worker text tasks engine functions triton", f"numpy {TRITON_MODULE}"),
     "tools": rule(
         "tools",
-        "numpy rich tritonclient httpx grpc",
-        lazily={"fastserve.export.command", "fastserve.export.options", "fastserve.worker.kernels"},
+        "numpy rich tritonclient httpx grpc scipy seqeval sklearn",
+        lazily={
+            *(
+                f"fastserve.export.{name}"
+                for name in ("command", "options", "perplexity", "source_perplexity", "source_predictions")
+            ),
+            "fastserve.worker.kernels",
+        },
+    ),
+    "server": rule(
+        "server functions tools",
+        "transformers tritonclient google",
+        modules={"fastserve.export.options", "fastserve.triton.function_io"},
+        lazily={f"fastserve.export.{name}" for name in ("command", "exporters", "quiet", "source")},
     ),
     "export": rule(
         "worker text tasks export",
         "numpy torch transformers onnx onnx_ir onnxscript tokenizers safetensors huggingface_hub gguf accelerate rich",
-        modules={"fastserve.triton.generation_io"},
+        modules={
+            "fastserve.core.encoding",
+            *(f"fastserve.triton.{name}" for name in ("encoder_io", "generation_io", "tensor_io")),
+        },
     ),
 }
 """By room. "ground" is L0: errors, config, manifest and the package itself; everyone may import it, and the standard library."""
@@ -105,8 +121,12 @@ def imports(module: str, tree: ast.AST, *, lazy: bool = False) -> Iterator[Impor
                 yield Import(whole if whole in MODULES else source, line, lazy)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"fastserve(\.\w+)+", node.value):
             yield Import(node.value, line, True)
-        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or only_for_types(node)
         yield from imports(module, node, lazy=lazy or inside)
+
+
+def only_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def room_of(module: str) -> str | None:

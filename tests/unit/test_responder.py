@@ -13,8 +13,9 @@ from fastserve.engine.stats import EngineStats
 from fastserve.errors import DeadlineExceeded, ErrorCode, InvalidRequest, QueueFull, RequestCancelled
 from fastserve.tasks.text_generation import GenerationInput, TextGeneration
 from fastserve.triton import responder as responder_module
+from fastserve.triton.generation_stream import GenerationResponse
 from fastserve.triton.protocol import ReturnFlags
-from fastserve.triton.responder import Rejected, Responder, ResponseStream
+from fastserve.triton.responder import Rejected, Responder
 from tests.doubles import ByteTokenizer, RecordingChannel, RecordingMetrics, make_manifest
 
 ALL = ReturnFlags(True, True, True, True, True)
@@ -24,10 +25,10 @@ TIMEOUT_S = 20
 class Scene:
     """A responder with recording ends. Messages are played through its queue by its own thread."""
 
-    def __init__(self):
+    def __init__(self, metrics=None):
         self.outbox = queue.SimpleQueue()
         self.aborted = queue.SimpleQueue()
-        self.metrics = RecordingMetrics()
+        self.metrics = metrics or RecordingMetrics()
         self.responder = Responder(self.outbox, self.aborted.put, self.metrics)
         self.task = TextGeneration(make_manifest(), ByteTokenizer(), None, max_model_len=128, random_seed=lambda: 0)
 
@@ -35,7 +36,7 @@ class Scene:
         channel = channel or RecordingChannel()
         item = GenerationInput("ask", None, stream, exclude, parameters)
         prepared = self.task.prepare(item, request_id, 0.0)
-        self.outbox.put(ResponseStream(channel, prepared, flags, self.task.tokenizer))
+        self.outbox.put(GenerationResponse(channel, prepared, flags, self.task.tokenizer))
         return channel
 
     def tokens(self, request_id, text, reason=None):
@@ -190,14 +191,11 @@ def test_a_broken_channel_that_is_to_be_told_of_an_error_hurts_nobody(scene):
     assert healthy.text() == "ok"
 
 
-def test_statistics_reach_the_metrics_and_only_the_newest_when_several_wait(scene):
-    snapshots = [EngineStats(steps=1), EngineStats(steps=2), EngineStats(steps=3)]
-    scene.outbox.put(snapshots[0])
-    scene.keep_up()
-    for stats in snapshots[1:]:
-        scene.outbox.put(stats)
+def test_the_newest_statistics_reach_the_metrics(scene):
+    for steps in (1, 2, 3):
+        scene.outbox.put(EngineStats(steps=steps))
     scene.finish()
-    assert scene.metrics.snapshots == [snapshots[0], snapshots[2]]
+    assert scene.metrics.snapshots == [EngineStats(steps=3)]
 
 
 def test_every_ending_is_counted_once_and_by_its_kind(scene):

@@ -18,13 +18,12 @@ class RefusingMetrics(RecordingMetrics):
     def update(self, stats):
         raise RuntimeError("no metrics")
 
-    def count_ending(self, ending):
+    def count_endings(self, ending, count):
         raise RuntimeError("no metrics")
 
 
 def test_metrics_that_cannot_be_written_cost_nobody_an_answer(caplog):
-    scene = Scene()
-    scene.responder._metrics = RefusingMetrics()
+    scene = Scene(RefusingMetrics())
     failing, stopped, neighbour = scene.open(1), scene.open(2, stop="x"), scene.open(3)
     scene.outbox.put(EngineStats(running=3))
     scene.outbox.put([Failed(1, StepFailed("broken")), TokenEvent(2, ord("x"), None, None), TokenEvent(3, 65, None, None)])
@@ -60,12 +59,38 @@ def test_requests_that_are_being_answered_are_asked_in_every_sweep_whoever_waits
     for request_id in (1, 2, 3):
         scene.outbox.put([TokenEvent(request_id, 65, None, None)])
     scene.keep_up()
+    scene.responder._abort_cancelled()
     for channel in served + waiting:
         channel.cancelled = True
     scene.responder._abort_cancelled()
     assert [channel.endings for channel in served] == [1, 1, 1]
     assert [channel.endings for channel in waiting[:2]] == [1, 1]
     assert sum(channel.endings for channel in waiting) == 3
+
+
+def test_a_request_is_asked_about_when_it_has_waited_from_one_sweep_to_the_next():
+    scene = Scene()
+    first = scene.open(1)
+    scene.keep_up()
+    scene.responder._abort_cancelled()
+    second = scene.open(2)
+    scene.keep_up()
+    first.cancelled = second.cancelled = True
+    scene.responder._abort_cancelled()
+    assert (first.endings, second.endings) == (1, 0)
+    scene.responder._abort_cancelled()
+    assert (first.endings, second.endings) == (1, 1)
+
+
+def test_a_request_with_an_older_id_that_comes_late_keeps_no_other_from_being_asked_about():
+    scene = Scene()
+    leaving = scene.open(2)
+    scene.open(1)  # a long text, read beside the short ones
+    scene.keep_up()
+    scene.responder._abort_cancelled()
+    leaving.cancelled = True
+    scene.responder._abort_cancelled()
+    assert leaving.endings == 1
 
 
 def test_requests_that_are_open_when_the_engine_has_stopped_are_still_answered():

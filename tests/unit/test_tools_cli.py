@@ -14,7 +14,7 @@ from fastserve.errors import ToolError
 from fastserve.tools import cli, doctor, serve
 from fastserve.tools.launcher import LaunchOptions
 
-HEAVY = ("torch", "transformers", "numpy", "onnxruntime", "tritonclient", "grpc", "httpx", "rich", "asyncio")
+HEAVY = ("torch", "transformers", "sklearn", "numpy", "onnxruntime", "tritonclient", "grpc", "httpx", "rich", "asyncio")
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
@@ -27,7 +27,9 @@ def run_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     return cli.main(["doctor"])
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["doctor", "--help"], ["chat", "--help"], ["serve", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], *([name, "--help"] for name in ("doctor", "chat", "serve", "infer", "evaluate"))]
+)
 def test_saying_what_it_can_do_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom fastserve.tools import cli\n"
@@ -45,7 +47,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert (ended.value.code, capsys.readouterr().out) == (0, f"fastserve {fastserve.__version__}\n")
 
 
-@pytest.mark.parametrize("name", ["serve", "infer", "chat", "doctor", "export"])
+@pytest.mark.parametrize("name", ["serve", "infer", "chat", "evaluate", "doctor", "export"])
 def test_the_help_of_every_command_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])
@@ -122,9 +124,13 @@ def test_serve_passes_its_arguments_on_and_ends_with_zero_on_ctrl_c(
         def models(self) -> list[types.SimpleNamespace]:
             return [types.SimpleNamespace(name="llama", ready=True), types.SimpleNamespace(name="old", ready=False)]
 
+        def task(self, model: str) -> str:
+            return tasks[model]
+
         def wait(self) -> None:
             raise KeyboardInterrupt
 
+    tasks = {"llama": "text-generation"}
     monkeypatch.setattr(serve, "TritonLauncher", Launcher)
     arguments = ["--model-repository", str(tmp_path), "--http-port", "9", "--host", "0.0.0.0", "--model-control-mode", "poll"]
     assert cli.main(["serve", *arguments, "--", "--rate-limit=off"]) == 0
@@ -135,3 +141,7 @@ def test_serve_passes_its_arguments_on_and_ends_with_zero_on_ctrl_c(
     out = capsys.readouterr().out
     assert "Ready: llama\n" in out and "curl -s http://127.0.0.1:9/v2/models/llama/generate -d" in out
     assert "fastserve chat llama --url 127.0.0.1:9001" in out
+    tasks["llama"] = "token-classification"
+    assert cli.main(["serve", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "fastserve infer llama TEXT --url 127.0.0.1:9001" in out and "chat" not in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from fastserve.errors import FastServeError
 from fastserve.tools import chat, cli, infer
 from fastserve.tools.answer import Answer, generate
 from fastserve.tools.client import GenerateRequest, GenerateResponse, RequestFailed, ServerUnreachable
+from fastserve.tools.ordered_requests import in_order
 
 ENDLESS = "a piece after which the answer goes on"
 
@@ -63,6 +65,9 @@ class FakeClient:
         self.requests.append(request)
         return FakeStream(self._reply(request))
 
+    def model_parameters(self, model: str) -> dict[str, str]:
+        return {}
+
     def close(self) -> None: ...
 
     def __enter__(self) -> FakeClient:
@@ -80,6 +85,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     def install(reply: Reply) -> FakeClient:
         client = FakeClient(reply)
         monkeypatch.setattr(infer, "connect", client.connect)
+        monkeypatch.setattr(infer, "connect_encoder", client.connect)
         monkeypatch.setattr(chat, "connect", client.connect)
         return client
 
@@ -220,7 +226,8 @@ def test_after_ctrl_c_what_the_other_prompts_meet_is_nobodys_business() -> None:
             raise RuntimeError("the connection is closed")
         return ["first"]
 
-    outcomes = infer._in_order(FakeClient(reply), [GenerateRequest("m", text=str(index)) for index in range(4)], 4)
+    requests = [GenerateRequest("m", text=str(index)) for index in range(4)]
+    outcomes = in_order(functools.partial(generate, FakeClient(reply)), requests, 4)
     assert isinstance(next(outcomes), Answer)
     outcomes.close()
     release.set()
@@ -234,7 +241,7 @@ def run_tool(code: str, stdin: bytes = b"", **environment: str) -> subprocess.Co
         "import sys\nfrom tests.unit import test_tools_conversation as conversation\n"
         "from fastserve.tools import chat, cli, infer\n"
         "client = conversation.FakeClient(lambda request: ['gr\\u00fc\\u00dfe'])\n"
-        "infer.connect = chat.connect = client.connect\n"
+        "infer.connect = infer.connect_encoder = chat.connect = client.connect\n"
     )
     root = Path(__file__).parents[2]
     path = os.pathsep.join((str(root), str(Path(fastserve.__file__).parent.parent)))

@@ -262,6 +262,12 @@ def test_a_repository_triton_cannot_list_is_an_error_with_its_words(
         model_statuses("127.0.0.1", 1)
 
 
+def test_what_a_model_is_for_is_in_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = {"/v2/models/a%2Fb/config": b'{"parameters": {"task": {"string_value": "reranking"}}}', "/v2/models/c/config": b"{}"}
+    monkeypatch.setattr(server_status, "request", lambda host, port, method, path: (200, bodies[path]))
+    assert [server_status.model_task("127.0.0.1", 1, name) for name in ("a/b", "c")] == ["reranking", "text-generation"]
+
+
 def test_a_model_that_is_asked_for_but_not_there_is_named_with_those_that_are() -> None:
     require([ModelStatus("llama", "1", "READY", "")], ["llama"])
     with pytest.raises(ModelNotFound, match="no model nope, only: llama"):

@@ -1,9 +1,10 @@
-"""What an iteration says about requests. Each request gets exactly one ending: a TokenEvent with a finish_reason, a Failed,
-or an Aborted."""
+"""What an iteration says about requests. Each request gets exactly one ending: a TokenEvent with a finish_reason, an Encoded,
+a Failed, or an Aborted."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from fastserve.core.request import FinishReason
 from fastserve.errors import FastServeError
@@ -21,6 +22,16 @@ class TokenEvent:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Encoded:
+    """Every sequence of an EncodingRequest was run. Always the last event of its request."""
+
+    request_id: int
+    outputs: tuple[Any, ...]
+    """For each sequence, in the request's order, a float32 array: [n], [num_tokens, n] or [num_rows, n] by the graph's kind
+    of output. No later run writes to them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Failed:
     """The request ended with an error."""
 
@@ -30,12 +41,12 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aborted:
-    """The request was withdrawn; its blocks are free."""
+    """The request was withdrawn; what it held is free."""
 
     request_id: int
 
 
-Event = TokenEvent | Failed | Aborted
+Event = TokenEvent | Encoded | Failed | Aborted
 
 
 def is_ending(event: Event) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence as Items
 
+from fastserve.core.admission import Deadlines, check_queue
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import StepPlan
 from fastserve.core.planner import Planner, StepLimits
@@ -12,7 +12,7 @@ from fastserve.core.policy import Policy
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import Sequence, SequenceStatus
-from fastserve.errors import InvalidRequest, QueueFull, RequestTooLong
+from fastserve.errors import InvalidRequest, RequestTooLong
 
 
 class Scheduler:
@@ -26,7 +26,7 @@ class Scheduler:
         self._policy = policy
         self._max_queue_size = max_queue_size
         self._sequences: dict[int, Sequence] = {}
-        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, request_id); ended requests linger until due
+        self._deadlines = Deadlines(self._sequences)
         self.num_preemptions = 0
 
     def __len__(self) -> int:
@@ -45,25 +45,15 @@ class Scheduler:
 
     def add(self, request: Request, now: float) -> Sequence:
         """Accept a request. Raises QueueFull, or RequestTooLong when it could not finish even with the pool to itself."""
-        if len(self._sequences) >= self._max_queue_size:
-            raise QueueFull(
-                f"the queue is full: {len(self._sequences)} requests, max_queue_size is {self._max_queue_size}; try again later"
-            )
+        check_queue(len(self._sequences), self._max_queue_size)
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt", [], "at least one token")
         self._check_fits(request)
         sequence = Sequence(request)
         self._sequences[request.request_id] = sequence
         self._policy.add(sequence, now)
-        if request.deadline is not None:
-            self._remember_deadline(request.deadline, request.request_id)
+        self._deadlines.add(request.deadline, request.request_id)
         return sequence
-
-    def _remember_deadline(self, deadline: float, request_id: int) -> None:
-        heapq.heappush(self._deadlines, (deadline, request_id))
-        if len(self._deadlines) > 2 * len(self._sequences) + 64:  # mostly of requests that have ended
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._sequences]
-            heapq.heapify(self._deadlines)
 
     def _check_fits(self, request: Request) -> None:
         prompt = len(request.prompt_token_ids)
@@ -93,11 +83,9 @@ class Scheduler:
 
     def expired(self, now: float) -> list[Sequence]:
         """Ends every sequence whose deadline has passed and returns them."""
-        ended: list[Sequence] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
-            if (sequence := self.abort(request_id)) is not None:
-                ended.append(sequence)
+        ended = [self._sequences[request_id] for request_id in self._deadlines.pop_due(now)]
+        for sequence in ended:
+            self.finish(sequence)
         return ended
 
     def plan(self, now: float) -> StepPlan:

@@ -6,7 +6,6 @@ threads, text or Triton.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,13 +17,12 @@ from fastserve.core.plan import Chunk, SampledToken, StepPlan
 from fastserve.core.request import Request
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import Sequence as CoreSequence
+from fastserve.engine.failures import as_step_failure, deadline_passed
 from fastserve.engine.stats import EngineStats
-from fastserve.errors import DeadlineExceeded, FastServeError, StepFailed
+from fastserve.errors import FastServeError, StepFailed
 from fastserve.worker.batch import ForwardBatch, SequenceInput, pack
 from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.sampler import Sampler
-
-logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -83,10 +81,7 @@ class Engine:
     def step(self) -> list[Event]:
         """One iteration. A fault of a request or of the model becomes Failed events; what is raised is a bug."""
         now = self._clock()
-        events: list[Event] = [
-            Failed(sequence.request.request_id, DeadlineExceeded("the deadline (deadline_ms) passed before the request finished"))
-            for sequence in self.scheduler.expired(now)
-        ]
+        events: list[Event] = [deadline_passed(sequence.request.request_id) for sequence in self.scheduler.expired(now)]
         if events or not self.has_work:
             return events  # handed over now, so that a bug in what follows cannot swallow an ending
         plan = self.scheduler.plan(now)
@@ -119,18 +114,11 @@ class Engine:
 
     def _compute(self, plan: StepPlan) -> list[SampledToken | FastServeError]:
         """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""
-        try:
+        with as_step_failure():
             inputs = [_sequence_input(chunk) for chunk in plan.chunks]
             batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
             logits = self._runner.run(batch, self._kv_cache)
             return self._sampler.sample(logits, plan.sampling)
-        except StepFailed:
-            raise
-        except MemoryError as error:
-            raise StepFailed("not enough memory for this iteration", retryable=True) from error
-        except Exception as error:
-            logger.exception("an iteration failed")
-            raise StepFailed(f"the iteration failed ({type(error).__name__}: {error})") from error
 
     def _fail(self, sequences: Sequence[CoreSequence], error: FastServeError) -> list[Event]:
         for sequence in sequences:

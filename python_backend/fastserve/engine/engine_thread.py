@@ -7,22 +7,40 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
+from fastserve.core.encoding import EncodingRequest
 from fastserve.core.events import Aborted, Event, Failed, is_ending
 from fastserve.core.request import Request
-from fastserve.engine.engine import Engine
 from fastserve.engine.stats import EngineStats
-from fastserve.errors import EngineDead, ShuttingDown
+from fastserve.errors import EngineDead, FastServeError, ShuttingDown
 
 logger = logging.getLogger(__name__)
 
+RequestT = TypeVar("RequestT", Request, EncodingRequest)
+RequestT_contra = TypeVar("RequestT_contra", Request, EncodingRequest, contravariant=True)
+
+
+class ServedEngine(Protocol[RequestT_contra]):
+    """What the thread needs of an engine. Every method is called on the thread and returns what happened; what it raises is
+    a bug, after which the engine is never used again."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+
+    def submit(self, request: RequestT_contra) -> list[Event]: ...
+    def abort(self, request_id: int) -> list[Event]: ...
+    def fail_all(self, error: FastServeError) -> list[Event]: ...
+    def step(self) -> list[Event]: ...
+    def stats(self) -> EngineStats: ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Generic[RequestT]):
     """Inbox: serve this request."""
 
-    request: Request
+    request: RequestT
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,21 +65,21 @@ class EngineStopped:
 Outgoing = list[Event] | EngineStats | EngineStopped
 
 
-class EngineThread:
+class EngineThread(Generic[RequestT]):
     """Runs an engine until it is shut down. ``submit``, ``abort`` and ``shutdown`` may be called from any thread and
     never block; events leave through ``outbox`` in the order they happened."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServedEngine[RequestT],
         outbox: queue.SimpleQueue[Any],
         *,
         clock: Callable[[], float],
         stats_interval_s: float = 0.25,
     ) -> None:
         """``outbox`` receives :data:`Outgoing` (and whatever else its owner puts there)."""
-        self._engine = engine
-        self._inbox: queue.SimpleQueue[Submit | Abort | Shutdown] = queue.SimpleQueue()
+        self._engine: ServedEngine[RequestT] = engine
+        self._inbox: queue.SimpleQueue[Submit[RequestT] | Abort | Shutdown] = queue.SimpleQueue()
         self._outbox = outbox
         self._clock = clock
         self._stats_interval_s = stats_interval_s
@@ -77,8 +95,9 @@ class EngineThread:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, request: Request) -> None:
-        """Serve a request. Ids must grow from call to call."""
+    def submit(self, request: RequestT) -> None:
+        """Serve a request. Ids are unique. An abort may overtake the submit of an id above all earlier ones; one that overtakes
+        another submit is lost, and the request is computed for nobody."""
         self._inbox.put(Submit(request))
 
     def abort(self, request_id: int) -> None:
@@ -136,7 +155,7 @@ class EngineThread:
             self._emit(self._engine.step())
             self._publish_stats(due=self._clock() >= self._next_stats)
 
-    def _handle(self, message: Submit | Abort | Shutdown) -> None:
+    def _handle(self, message: Submit[RequestT] | Abort | Shutdown) -> None:
         if isinstance(message, Shutdown):
             self._drain_until = self._clock() + message.drain_s
         elif isinstance(message, Abort):
@@ -150,7 +169,7 @@ class EngineThread:
         elif self._dead is None:
             self._emit(self._engine.abort(request_id))
 
-    def _handle_submit(self, request: Request) -> None:
+    def _handle_submit(self, request: RequestT) -> None:
         self._newest_id = max(self._newest_id, request.request_id)
         if request.request_id in self._early_aborts:
             self._early_aborts.discard(request.request_id)

@@ -1,4 +1,4 @@
-"""From an exported model folder to an engine that is warm and a task that feeds it."""
+"""From an exported decoder's folder to an engine that is warm and a task that feeds it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 
 from fastserve.config import EngineConfig
 from fastserve.core.block_pool import BlockPool
-from fastserve.core.events import Event, Failed
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import POLICIES
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.engine import Engine
+from fastserve.engine.instances import num_threads_of, shares_weights
+from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up
 from fastserve.errors import ConfigError, ManifestError
 from fastserve.manifest import CacheSpec, ModelManifest
 from fastserve.tasks.text_generation import TextGeneration
@@ -25,20 +26,27 @@ from fastserve.worker.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
-WARM_UP_REQUEST_ID = -1
 
-
-def load_engine(directory: Path, manifest: ModelManifest, config: EngineConfig, clock: Callable[[], float]) -> Engine:
+def load_engine(
+    directory: Path, manifest: ModelManifest, config: EngineConfig, clock: Callable[[], float], *, num_instances: int = 1
+) -> Engine:
     """Build the engine of a decoder and run it once at its largest shape, so that the first client finds it warm.
 
-    Raises ConfigError, ManifestError, or what the warm-up run failed with.
+    ``num_instances``: of this model on this machine; they divide cores and free memory. Raises ConfigError, ManifestError, or
+    what the warm-up run failed with.
     """
     if manifest.cache is None or "decoder" not in manifest.graphs:
         raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
     max_model_len = max_model_len_of(manifest, config)
-    runner = ModelRunner(directory, manifest, kv_cache_dtype=config.kv_cache_dtype, num_threads=config.num_threads)
+    runner = ModelRunner(
+        directory,
+        manifest,
+        kv_cache_dtype=config.kv_cache_dtype,
+        num_threads=num_threads_of(config, num_instances),
+        share_weights=shares_weights(config, num_instances),
+    )
     # The weights are in memory now: what is free is what the pool can have.
-    num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory())
+    num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory() // num_instances)
     scheduler = Scheduler(
         StepLimits(config.max_num_seqs, config.max_batched_tokens),
         BlockPool(num_blocks, config.block_size),
@@ -49,7 +57,9 @@ def load_engine(directory: Path, manifest: ModelManifest, config: EngineConfig, 
     kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
     engine = Engine(scheduler, runner, kv_cache, clock=clock, position_offset=manifest.position_offset)
     _log_pool(manifest.cache, config, num_blocks)
-    warm_up(engine, min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1))
+    num_tokens = min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1)
+    prompt, params = (0,) * max(1, num_tokens), SamplingParams(max_tokens=2, temperature=0.0)
+    warm_up(engine, Request(WARM_UP_REQUEST_ID, prompt, params))  # the largest prefill and a decode
     return engine
 
 
@@ -58,21 +68,6 @@ def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:
     if config.max_model_len > manifest.model.max_model_len or config.max_model_len == 1:
         raise ConfigError(f"max_model_len: got {config.max_model_len}, allowed: 0, or 2 to {manifest.model.max_model_len}")
     return config.max_model_len or manifest.model.max_model_len
-
-
-def warm_up(engine: Engine, num_tokens: int) -> None:
-    """Run one prompt of ``num_tokens`` tokens (the largest prefill) and one decode; the pool is empty again afterwards.
-
-    Raises what the run failed with.
-    """
-    prompt = (0,) * max(1, num_tokens)
-    events: list[Event] = engine.submit(Request(WARM_UP_REQUEST_ID, prompt, SamplingParams(max_tokens=2, temperature=0.0)))
-    while engine.has_work:
-        events += engine.step()
-    for event in events:
-        if isinstance(event, Failed):
-            raise event.error
-    engine.reset_counters()
 
 
 def load_text_generation(directory: Path, manifest: ModelManifest, config: EngineConfig) -> TextGeneration:

@@ -14,7 +14,7 @@ class EngineStats:
     blocks_used: int = 0
     blocks_free: int = 0
     prompt_tokens: int = 0
-    """Of the requests that have drawn their first token."""
+    """Of the requests that have drawn their first token; of an encoder, every token that was run."""
     generation_tokens: int = 0
     steps: int = 0
     preemptions: int = 0

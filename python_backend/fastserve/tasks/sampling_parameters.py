@@ -31,7 +31,9 @@ class Parameter:
     default: Any
 
 
-def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
+def whole_number(low: int, high: int | None = None) -> Callable[[Any], int]:
+    """A reader of whole numbers from ``low`` to ``high``."""
+
     def read(value: Any) -> int:
         if isinstance(value, str):
             if not _WHOLE.fullmatch(value.strip()):
@@ -76,7 +78,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > MAX_STOP_TOKEN_IDS:
         raise ValueError
-    read = _whole(0)
+    read = whole_number(0)
     return tuple(read(item) for item in value)
 
 
@@ -92,22 +94,22 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
 _TRUTH = "true or false"
 
 PARAMETERS: dict[str, Parameter] = {
-    "max_tokens": Parameter(_whole(1), "a whole number, at least 1", 16),
-    "min_tokens": Parameter(_whole(0), "a whole number, at least 0", 0),
+    "max_tokens": Parameter(whole_number(1), "a whole number, at least 1", 16),
+    "min_tokens": Parameter(whole_number(0), "a whole number, at least 0", 0),
     "temperature": Parameter(_real(0.0, 100.0), "a number from 0 (greedy) to 100", 1.0),
     "top_p": Parameter(_real(0.0, 1.0, above=True), "a number above 0, at most 1", 1.0),
-    "top_k": Parameter(_whole(-1), "a whole number; -1 or 0 for all", 0),
+    "top_k": Parameter(whole_number(-1), "a whole number; -1 or 0 for all", 0),
     "min_p": Parameter(_real(0.0, 1.0), "a number from 0 to 1", 0.0),
     "presence_penalty": Parameter(_real(-2.0, 2.0), "a number from -2 to 2", 0.0),
     "frequency_penalty": Parameter(_real(-2.0, 2.0), "a number from -2 to 2", 0.0),
     "repetition_penalty": Parameter(_real(0.01, 100.0), "a number from 0.01 to 100", 1.0),
-    "seed": Parameter(_whole(-(2**63), 2**64 - 1), "a whole number of at most 64 bits", None),
+    "seed": Parameter(whole_number(-(2**63), 2**64 - 1), "a whole number of at most 64 bits", None),
     "stop": Parameter(_texts, "a non-empty string or a list of at most 64 of them", ()),
     "stop_token_ids": Parameter(_ids, f"a list of at most {MAX_STOP_TOKEN_IDS} token ids", ()),
     "ignore_eos": Parameter(read_truth, _TRUTH, False),
     "include_stop_str_in_output": Parameter(read_truth, _TRUTH, False),
     "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
-    "deadline_ms": Parameter(_whole(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
+    "deadline_ms": Parameter(whole_number(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
 }
 

@@ -22,6 +22,7 @@ _EPILOG = """examples:
   fastserve serve                                      serve model_repository until Ctrl-C
   fastserve infer my-finetune "Once upon a time"       one prompt, streamed
   fastserve chat my-finetune                           talk to it
+  fastserve evaluate my-ner test.conll                 how well it does on a dataset
 """
 
 
@@ -39,6 +40,7 @@ SUBCOMMANDS = {
     "serve": Subcommand("fastserve.tools.serve", "run Triton on this machine, without Docker", "cpu,serve"),
     "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client"),
     "chat": Subcommand("fastserve.tools.chat", "talk to a model of a running server", "client"),
+    "evaluate": Subcommand("fastserve.tools.evaluate", "measure a model, also against its source", "client,evaluate"),
     "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, and say how to mend it", "cpu"),
 }
 

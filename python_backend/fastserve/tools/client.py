@@ -82,8 +82,8 @@ class GenerateRequest:
         Raises :class:`InvalidRequest` for what cannot be sent: text with lone surrogates (a terminal makes them of bytes
         that are not UTF-8), token ids that do not fit 64 bits.
         """
-        _check_text("model", self.model)
-        _check_text("text_input", self.text or "")
+        check_text("model", self.model)
+        check_text("text_input", self.text or "")
         parameters = dict(self.parameters)
         if self.messages is not None:
             parameters["messages"] = [dict(message) for message in self.messages]
@@ -94,7 +94,7 @@ class GenerateRequest:
             tensors.append(("input_ids", "INT64", list(self.input_ids)))
         tensors.append(("stream", "BOOL", [self.stream]))
         if parameters:
-            _check_text("sampling_parameters", json.dumps(parameters, ensure_ascii=False))
+            check_text("sampling_parameters", json.dumps(parameters, ensure_ascii=False))
             tensors.append(("sampling_parameters", "BYTES", [json.dumps(parameters)]))
         if self.exclude_input_in_output is not None:
             tensors.append(("exclude_input_in_output", "BOOL", [self.exclude_input_in_output]))
@@ -161,24 +161,39 @@ class GenerateClient(Protocol):
 
 
 def connect(url: str) -> GenerateClient:
-    """HTTP for ``http://`` and ``https://`` URLs, gRPC for ``grpc://host:port`` and ``host:port``.
+    """A client of the server at ``url``. Nothing is sent yet.
 
-    Nothing is sent yet. Raises :class:`ToolError` when the URL is none of these or the protocol's library is missing.
+    Raises :class:`ToolError` as :func:`protocol_and_address`, and when the protocol's library is missing.
+    """
+    protocol, address = protocol_and_address(url)
+    try:
+        if protocol == "http":
+            from fastserve.tools.http_client import HttpGenerateClient
+
+            return HttpGenerateClient(address)
+        from fastserve.tools.grpc_client import GrpcGenerateClient
+
+        return GrpcGenerateClient(address)
+    except ImportError as error:
+        raise missing_library(error) from None
+
+
+def protocol_and_address(url: str) -> tuple[str, str]:
+    """("http", the URL) for ``http://`` and ``https://``, ("grpc", host:port) for ``grpc://host:port`` and ``host:port``.
+
+    Raises :class:`ToolError` when the URL is none of these.
     """
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower() if separator else "grpc"
-    try:
-        if scheme in ("http", "https"):
-            from fastserve.tools.http_client import HttpGenerateClient
-
-            return HttpGenerateClient(f"{scheme}://{rest}")
-        if scheme == "grpc":
-            from fastserve.tools.grpc_client import GrpcGenerateClient
-
-            return GrpcGenerateClient(rest.rstrip("/") if separator else url)
-    except ImportError as error:
-        raise ToolError(f"the client needs {error.name}: {CLIENT_COMMAND}") from None
+    if scheme in ("http", "https"):
+        return "http", f"{scheme}://{rest}"
+    if scheme == "grpc":
+        return "grpc", rest.rstrip("/") if separator else url
     raise ToolError(f"{url}: {scheme}:// is no protocol of Triton; use host:port (gRPC) or http://host:port")
+
+
+def missing_library(error: ImportError) -> ToolError:
+    return ToolError(f"the client needs {error.name}: {CLIENT_COMMAND}")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -193,7 +208,8 @@ def closed_client() -> ToolError:
     return ToolError("this client is closed; connect again")
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
+    """Raise :class:`InvalidRequest` for text with lone surrogates, which cannot be sent."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -18,8 +18,8 @@ from fastserve.errors import ToolError
 from fastserve.tools.client import (
     GenerateRequest,
     GenerateResponse,
-    RequestFailed,
     ServerUnreachable,
+    TensorValue,
     closed_client,
     is_loopback,
     refusal,
@@ -43,14 +43,7 @@ class GrpcGenerateClient:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        options: list[tuple[str, int]] = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        try:
-            host = urlsplit(f"//{url}").hostname
-        except ValueError as error:
-            raise ToolError(f"{url}: {error}; use host:port or [address]:port") from None
-        if is_loopback(host):
-            options.append(("grpc.enable_http_proxy", 0))
-        self._channel = grpc.insecure_channel(url, options=options)
+        self._channel = open_channel(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def stream(self, request: GenerateRequest) -> GrpcStream:
@@ -58,7 +51,7 @@ class GrpcGenerateClient:
 
         Raises :class:`fastserve.errors.InvalidRequest` and, when the client is closed, :class:`ToolError`.
         """
-        message = _message(request)
+        message = infer_message(request.model, request.tensors(), batch_dimension=request.batch_dimension)
         try:
             call = self._stub.ModelStreamInfer(iter((message,)))
         except ValueError:  # what grpc says of a closed channel
@@ -93,12 +86,12 @@ class GrpcStream:
             except grpc.RpcError as error:
                 if self._closed:
                     break
-                raise _failure(error, self._url) from None
+                raise failure(error, self._url) from None
             if answer.error_message:
                 self.close()
                 raise refusal(answer.error_message, "UNKNOWN")
             if answer.infer_response.outputs:  # else the empty response that only says "final"
-                return GenerateResponse(_outputs(answer.infer_response), time.monotonic())
+                return GenerateResponse(outputs_of(answer.infer_response), time.monotonic())
         raise StopIteration
 
     def close(self) -> None:
@@ -112,11 +105,23 @@ class GrpcStream:
         self.close()
 
 
-def _message(request: GenerateRequest) -> Any:
-    tensors = request.tensors()
-    message = service_pb2.ModelInferRequest(model_name=request.model)
+def open_channel(url: str) -> grpc.Channel:
+    """A channel to ``host:port``; connects when it is used. Raises :class:`ToolError` for what is no address."""
+    options: list[tuple[str, int]] = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+    try:
+        host = urlsplit(f"//{url}").hostname
+    except ValueError as error:
+        raise ToolError(f"{url}: {error}; use host:port or [address]:port") from None
+    if is_loopback(host):
+        options.append(("grpc.enable_http_proxy", 0))
+    return grpc.insecure_channel(url, options=options)
+
+
+def infer_message(model: str, tensors: Sequence[TensorValue], *, batch_dimension: bool) -> Any:
+    """A ``ModelInferRequest``; with ``batch_dimension`` each tensor is one row of a batch."""
+    message = service_pb2.ModelInferRequest(model_name=model)
     for name, datatype, values in tensors:
-        shape = [1, len(values)] if request.batch_dimension else [len(values)]
+        shape = [1, len(values)] if batch_dimension else [len(values)]
         message.inputs.add(name=name, datatype=datatype, shape=shape)
         message.raw_input_contents.append(_encode(datatype, values))
     return message
@@ -129,7 +134,8 @@ def _encode(datatype: str, values: Sequence[Any]) -> bytes:
     return np.asarray(values, dtype=triton_to_np_dtype(datatype)).tobytes()
 
 
-def _outputs(response: Any) -> dict[str, list[Any]]:
+def outputs_of(response: Any) -> dict[str, list[Any]]:
+    """The tensors of a ``ModelInferResponse``, flat, by name."""
     decoded = {}
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.datatype == "BYTES":
@@ -139,8 +145,9 @@ def _outputs(response: Any) -> dict[str, list[Any]]:
     return decoded
 
 
-def _failure(error: Any, url: str) -> Exception:
+def failure(error: Any, url: str) -> Exception:
+    """What a ``grpc.RpcError`` means: :class:`ServerUnreachable` or :class:`RequestFailed`."""
     status, details = error.code().name, error.details() or ""
     if status == "UNAVAILABLE" and any(part in details for part in _CONNECTION_MESSAGES):
         return ServerUnreachable(f"no answer from {url} ({details}); is the server running there? `fastserve serve` starts one")
-    return RequestFailed(_TRITON_NAMES.get(status, status), details)
+    return refusal(details, _TRITON_NAMES.get(status, status))

@@ -11,7 +11,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from fastserve.errors import ToolError
 from fastserve.tools.client import (
     GenerateRequest,
     GenerateResponse,
+    RequestFailed,
     ServerUnreachable,
     closed_client,
     is_loopback,
@@ -47,15 +48,7 @@ class HttpGenerateClient:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        try:
-            host = httpx.URL(url).host
-        except httpx.InvalidURL as error:
-            raise ToolError(f"{url}: {error}; use http://host:port") from None
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=not is_loopback(host),
-        )
+        self._client = open_client(url)
 
     def stream(self, request: GenerateRequest) -> HttpStream:
         """Send the request and wait until the answer begins.
@@ -67,12 +60,12 @@ class HttpGenerateClient:
         if self._client.is_closed:
             raise closed_client()
         method = "generate_stream" if request.stream else "generate"
-        url = f"{self._url}/v2/models/{quote(request.model, safe='')}/{method}"
+        url = f"{model_url(self._url, request.model)}/{method}"
         body = {name: values if name in _ROWS else values[0] for name, _, values in inputs}
         try:
             response = self._client.send(self._client.build_request("POST", url, json=body), stream=True)
         except httpx.RequestError as error:
-            raise _unreachable(self._url, error) from None
+            raise unreachable(self._url, error) from None
         return HttpStream(response, self._url)
 
     def close(self) -> None:
@@ -107,13 +100,13 @@ class HttpStream:
             self._response.close()
             if self._closed:
                 raise StopIteration from None
-            raise _unreachable(self._url, error) from None
+            raise unreachable(self._url, error) from None
         except StopIteration:
             self._response.close()
             raise
         if "error" in payload:
             self._response.close()
-            raise refusal(str(payload["error"]), _STATUS_NAMES.get(self._response.status_code, "UNKNOWN"))
+            raise failure(payload, self._response.status_code)
         tensors = {name: value if isinstance(value, list) else [value] for name, value in payload.items()}
         return GenerateResponse(tensors, time.monotonic())
 
@@ -138,14 +131,32 @@ class HttpStream:
     def _read(self) -> Iterator[dict[str, Any]]:
         """The JSON objects of the answer, whether one body or server-sent events."""
         if "text/event-stream" not in self._response.headers.get("content-type", ""):
-            yield _parse(self._response.read().decode("utf-8", "replace"), self._response.status_code)
+            yield parse(self._response.read().decode("utf-8", "replace"), self._response.status_code)
             return
         for line in self._response.iter_lines():
             if line.startswith(_DATA):
-                yield _parse(line[len(_DATA) :], self._response.status_code)
+                yield parse(line[len(_DATA) :], self._response.status_code)
 
 
-def _parse(text: str, status: int) -> dict[str, Any]:
+def open_client(url: str) -> httpx.Client:
+    """Connects when it is used, to any number of requests at once. Raises :class:`ToolError` for what is no URL."""
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise ToolError(f"{url}: {error}; use http://host:port") from None
+    return httpx.Client(
+        timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+        limits=httpx.Limits(max_connections=None),
+        trust_env=not is_loopback(host),
+    )
+
+
+def model_url(server: str, model: str) -> str:
+    return f"{server.rstrip('/')}/v2/models/{quote(model, safe='')}"
+
+
+def parse(text: str, status: int) -> dict[str, Any]:
+    """The JSON object of an answer; what is none becomes ``{"error": ...}``."""
     try:
         payload = json.loads(text)
     except ValueError:
@@ -155,5 +166,10 @@ def _parse(text: str, status: int) -> dict[str, Any]:
     return {"error": f"HTTP {status}: {text.strip()[:200] or 'empty answer'}"}
 
 
-def _unreachable(url: str, error: Exception) -> ServerUnreachable:
+def failure(payload: Mapping[str, Any], status: int) -> RequestFailed:
+    """What the ``error`` of a JSON answer means, with the HTTP status it came with."""
+    return refusal(str(payload["error"]), _STATUS_NAMES.get(status, "UNKNOWN"))
+
+
+def unreachable(url: str, error: Exception) -> ServerUnreachable:
     return ServerUnreachable(f"no answer from {url} ({error}); is the server running there? `fastserve serve` starts one")

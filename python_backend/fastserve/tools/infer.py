@@ -1,26 +1,38 @@
-"""``fastserve infer``: prompts in, answers out; several prompts run at the same time."""
+"""``fastserve infer``: prompts in, answers out; several prompts run at the same time. Encoder models answer JSON."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
-import queue
 import sys
-import threading
-from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from fastserve.config import GENERATION_TASK
 from fastserve.errors import FastServeError, ToolError
 from fastserve.tools import console
 from fastserve.tools.answer import Answer, generate
-from fastserve.tools.client import GenerateClient, GenerateRequest, connect
+from fastserve.tools.client import GenerateRequest, connect
+from fastserve.tools.encoder_client import connect_encoder
+from fastserve.tools.encoder_infer import (
+    add_encoder_arguments,
+    encoder_requests,
+    refuse_encoder_arguments,
+    run_encoder,
+    task_to_infer,
+)
+from fastserve.tools.ordered_requests import in_order
 from fastserve.tools.request_arguments import add_sampling_arguments, add_server_arguments, sampling_parameters, server_url
 
 _EPILOG = """examples:
   fastserve infer my-model "Once upon a time" --max-tokens 64
   fastserve infer my-model "one" "two" "three" --temperature 0 --json
   fastserve infer my-model --file prompts.txt --protocol http       one prompt a line; - is stdin
+  fastserve infer my-ner "Ada Lovelace lived in London" --parameter aggregation_strategy=simple
+  fastserve infer my-classifier "a text" --pair "its second text"
+  fastserve infer my-qa "Who lived there?" --context "Ada Lovelace lived in London."
+  fastserve infer my-zero-shot "I missed my train" --candidate-labels travel,food
 """
 
 
@@ -31,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="FILE", help="more prompts, one a line; - is stdin")
     add_server_arguments(parser)
     add_sampling_arguments(parser, max_tokens=128)
+    add_encoder_arguments(parser)
     parser.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="show a single answer as it is made"
     )
@@ -41,15 +54,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """0 when every prompt was answered; 1 when some failed, each with its own line."""
     prompts = _prompts(arguments)
+    url = server_url(arguments)
+    with connect_encoder(url) as encoder_client:
+        task = task_to_infer(encoder_client, arguments.model)
+        if task != GENERATION_TASK:
+            return run_encoder(encoder_client, encoder_requests(task, prompts, arguments), arguments)
+    refuse_encoder_arguments(arguments)
+    return _run_generation(url, prompts, arguments)
+
+
+def _run_generation(url: str, prompts: list[str], arguments: argparse.Namespace) -> int:
     requests = [_request(arguments, prompt) for prompt in prompts]
     failed = False
-    with connect(server_url(arguments)) as client:
+    with connect(url) as client:
         if len(requests) == 1 and not arguments.json:
             answer = generate(client, requests[0], _show)
             print()
             console.stderr().print(answer.speed(), style="dim")
             return 0
-        with contextlib.closing(_in_order(client, requests, max(1, arguments.concurrency))) as outcomes:
+        with contextlib.closing(
+            in_order(functools.partial(generate, client), requests, max(1, arguments.concurrency))
+        ) as outcomes:
             for prompt, outcome in zip(prompts, outcomes, strict=True):
                 failed |= isinstance(outcome, FastServeError)
                 _report(prompt, outcome, as_json=arguments.json)
@@ -57,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
-    prompts = list(arguments.prompts)
+    prompts = [*arguments.prompts, *arguments.question]
     if arguments.file is not None:
         try:
             text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8")
@@ -77,43 +102,6 @@ def _request(arguments: argparse.Namespace, prompt: str) -> GenerateRequest:
         stream=arguments.stream,
         exclude_input_in_output=None if arguments.stream else True,
     )
-
-
-def _in_order(
-    client: GenerateClient, requests: Sequence[GenerateRequest], concurrency: int
-) -> Generator[Answer | FastServeError, None, None]:
-    """Each request's outcome, in order. The threads are daemons: Ctrl-C need not wait for answers.
-
-    Close it before the client: what the threads meet afterwards is nobody's business.
-    """
-    closed = threading.Event()
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    outcomes: list[queue.SimpleQueue[Answer | FastServeError]] = [queue.SimpleQueue() for _ in requests]
-    for index in range(len(requests)):
-        waiting.put(index)
-
-    def work() -> None:
-        while not closed.is_set():
-            try:
-                index = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                outcomes[index].put(generate(client, requests[index]))
-            except FastServeError as error:
-                outcomes[index].put(error)
-            except BaseException as error:
-                outcomes[index].put(ToolError(f"unexpected {type(error).__name__}: {error}"))
-                if not closed.is_set():
-                    raise
-
-    for _ in range(min(concurrency, len(requests))):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        for outcome in outcomes:
-            yield outcome.get()
-    finally:
-        closed.set()
 
 
 def _report(prompt: str, outcome: Answer | FastServeError, *, as_json: bool) -> None:

@@ -155,6 +155,10 @@ class TritonLauncher:
             return statuses
         return server_status.explain_unknown(statuses, self.log_tail(_WHOLE_LOG))
 
+    def task(self, model: str) -> str:
+        """What a loaded model is for, as :data:`fastserve.config.TASK_PARAMETER` says."""
+        return server_status.model_task(self._client_host, self._ports[0], model)
+
     def log_tail(self, lines: int = 40) -> list[str]:
         """The last lines Triton and the backend's stubs wrote, also after the end; nothing when the log is no regular file."""
         if self._directory is None:

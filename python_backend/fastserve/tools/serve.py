@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastserve.config import GENERATION_TASK
 from fastserve.errors import ToolError
 from fastserve.tools import console
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
@@ -85,10 +86,18 @@ def _introduce(out: Any, triton: TritonLauncher) -> None:
     out.print(f"Ready: {', '.join(ready)}" if ready else "Ready, with no model loaded (`fastserve export` makes one).")
     out.print(f"  HTTP     {triton.http_url}\n  gRPC     {triton.grpc_url}\n  metrics  {triton.metrics_url}")
     if ready:
-        body = json.dumps({"text_input": "The capital of France is", "max_tokens": 16})
-        out.print(f"Try:\n  curl -s {triton.http_url}/v2/models/{ready[0]}/generate -d {shlex.quote(body)}")
-        out.print(f"  fastserve chat {ready[0]}" + ("" if triton.grpc_url.endswith(":8001") else f" --url {triton.grpc_url}"))
+        _suggest(out, triton, ready[0])
     out.print("Ctrl-C stops it.")
+
+
+def _suggest(out: Any, triton: TritonLauncher, model: str) -> None:
+    url = "" if triton.grpc_url.endswith(":8001") else f" --url {triton.grpc_url}"
+    if triton.task(model) != GENERATION_TASK:
+        out.print(f"Try:\n  fastserve infer {model} TEXT{url}\n  fastserve evaluate {model} DATASET{url}")
+        return
+    body = json.dumps({"text_input": "The capital of France is", "max_tokens": 16})
+    out.print(f"Try:\n  curl -s {triton.http_url}/v2/models/{model}/generate -d {shlex.quote(body)}")
+    out.print(f"  fastserve chat {model}{url}")
 
 
 def _interrupt(*_: object) -> NoReturn:

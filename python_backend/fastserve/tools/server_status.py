@@ -7,7 +7,9 @@ import http.client
 import json
 import re
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
+from fastserve.config import GENERATION_TASK, TASK_PARAMETER
 from fastserve.errors import ModelNotFound, ToolError
 
 _TIMEOUT_S = 10.0
@@ -65,6 +67,15 @@ def model_statuses(host: str, port: int) -> list[ModelStatus]:
         said = body.decode("utf-8", "replace").strip()[:300] or "an empty answer"
         raise ToolError(f"Triton cannot list its models, HTTP {status}: {said}") from None
     return [ModelStatus(*(str(entry.get(key, "")) for key in ("name", "version", "state", "reason"))) for entry in index]
+
+
+def model_task(host: str, port: int, model: str) -> str:
+    """What a loaded model is for, as its configuration says; text-generation where it says nothing. Raises as :func:`request`."""
+    _, body = request(host, port, "GET", f"/v2/models/{quote(model, safe='')}/config")
+    try:
+        return str(json.loads(body)["parameters"][TASK_PARAMETER]["string_value"])
+    except (ValueError, KeyError, TypeError):
+        return GENERATION_TASK
 
 
 def explain_unknown(statuses: Sequence[ModelStatus], log: Iterable[str]) -> list[ModelStatus]:

@@ -6,22 +6,9 @@ Nothing of Triton is imported here.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from fastserve.errors import ConfigError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TensorIO:
-    """A model input or output as config.pbtxt knows it. ``data_type`` includes the TYPE_ prefix."""
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
-    optional: bool = False
-
+from fastserve.triton.tensor_io import Contract, TensorIO
 
 TEXT_GENERATION_INPUTS: tuple[TensorIO, ...] = (
     TensorIO("text_input", "TYPE_STRING", (1,), optional=True),
@@ -49,26 +36,7 @@ TEXT_GENERATION_OUTPUTS: tuple[TensorIO, ...] = (
 )
 
 
-def missing_entries(given: Sequence[Mapping[str, Any]], contract: Sequence[TensorIO], *, kind: str) -> list[dict[str, Any]]:
-    """What a model configuration has to be completed with, as its entries.
-
-    ``given``: its inputs or outputs (``kind``). Raises ConfigError for an entry that is not the contract's.
-    """
-    specs = {spec.name: spec for spec in contract}
-    for entry in given:
-        spec = specs.get(entry["name"])
-        if spec is None:
-            raise ConfigError(f"{kind} {entry['name']}: unknown in config.pbtxt, allowed: {', '.join(specs)}")
-        declared = entry["data_type"], tuple(int(size) for size in entry["dims"])
-        if declared != (spec.data_type, spec.dims):
-            shown = f"{declared[0]} {list(declared[1])}"
-            raise ConfigError(f"{kind} {spec.name}: got {shown} in config.pbtxt, allowed: {spec.data_type} {list(spec.dims)}")
-        if spec.optional and not entry.get("optional", False):
-            raise ConfigError(f"{kind} {spec.name}: got optional: false in config.pbtxt, allowed: optional: true")
-    present = {entry["name"] for entry in given}
-    optional = {True: {"optional": True}, False: {}}
-    return [
-        {"name": spec.name, "data_type": spec.data_type, "dims": list(spec.dims)} | optional[spec.optional]
-        for spec in contract
-        if spec.name not in present
-    ]
+def contract(parameters: Mapping[str, str]) -> Contract:
+    """``parameters``: of config.pbtxt."""
+    del parameters  # every text-generation model has the same
+    return Contract(TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS, decoupled=True)

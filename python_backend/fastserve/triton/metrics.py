@@ -23,19 +23,27 @@ class Family:
 
 
 GAUGES = (
-    Family("vllm:num_requests_running", "Requests that hold KV blocks", "running"),
-    Family("vllm:num_requests_waiting", "Requests accepted that hold no KV blocks", "waiting"),
+    Family(
+        "vllm:num_requests_running",
+        "Requests that are computed: they hold KV blocks, or an encoder's next run takes them",
+        "running",
+    ),
+    Family("vllm:num_requests_waiting", "Requests accepted that are not computed yet or not at the moment", "waiting"),
     Family("fastserve:kv_blocks_used", "KV blocks in use", "blocks_used"),
     Family("fastserve:kv_blocks_free", "KV blocks that are free", "blocks_free"),
 )
 COUNTERS = (
-    Family("vllm:prompt_tokens_total", "Prompt tokens of the requests that got their first token", "prompt_tokens"),
+    Family(
+        "vllm:prompt_tokens_total", "Prompt tokens of the requests that got their first token, or tokens encoded", "prompt_tokens"
+    ),
     Family("vllm:generation_tokens_total", "Tokens generated", "generation_tokens"),
     Family("vllm:num_preemptions_total", "Requests whose KV blocks were taken away to be recomputed", "preemptions"),
     Family("fastserve:iterations_total", "Iterations of the model", "steps"),
     Family("fastserve:iteration_seconds_total", "Seconds spent in iterations", "step_seconds"),
 )
-ENDINGS = Family("fastserve:requests_total", "Requests by how they ended: a finish reason or an error code", "")
+ENDINGS = Family(
+    "fastserve:requests_total", "Requests by how they ended: a finish reason, success of an encoder, or an error code", ""
+)
 
 
 class TritonMetrics:
@@ -65,10 +73,10 @@ class TritonMetrics:
                 metric.increment(growth)
                 self._shown[field] = getattr(stats, field)
 
-    def count_ending(self, ending: str) -> None:
+    def count_endings(self, ending: str, count: int) -> None:
         if ending not in self._endings:
             self._endings[ending] = self._metric(ENDINGS, pb_utils.MetricFamily.COUNTER, ending=ending)
-        self._endings[ending].increment(1)
+        self._endings[ending].increment(count)
 
 
 class NoMetrics:
@@ -77,8 +85,8 @@ class NoMetrics:
     def update(self, stats: EngineStats) -> None:
         del stats
 
-    def count_ending(self, ending: str) -> None:
-        del ending
+    def count_endings(self, ending: str, count: int) -> None:
+        del ending, count
 
 
 def create_metrics(model: str, version: str, instance: str) -> TritonMetrics | NoMetrics:

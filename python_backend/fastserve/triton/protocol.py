@@ -15,6 +15,7 @@ from fastserve.errors import InvalidRequest, UnsupportedFeature
 from fastserve.tasks.sampling_parameters import read_truth
 from fastserve.tasks.text_generation import GenerationInput
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS
+from fastserve.triton.text_tensors import decode_text
 
 UNSUPPORTED_FLAGS = ("return_logprobs", "return_timing")
 TENSORS_ONLY = ("text_input", "input_ids", "sampling_parameters")
@@ -67,10 +68,7 @@ class _Reader:
         value = self._single(name)
         if value is None or isinstance(value, str):
             return value
-        try:
-            return bytes(value).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(name, bytes(value), f"valid UTF-8 (byte {error.start} is not)") from None
+        return decode_text(name, bytes(value))
 
     def truth(self, name: str) -> bool | None:
         """The tensor, else the request parameter of the same name, else None."""

@@ -1,4 +1,4 @@
-"""The thread that answers: detokenises, finds stop strings, sends, notices clients that went away.
+"""The thread that answers: makes answers of what the engine computed, sends them, notices clients that went away.
 
 It owns every open :class:`ResponseStream`. Whatever blocks on Triton's shared memory (sending, asking whether a request
 was cancelled, updating metrics) happens here and never on the engine thread.
@@ -6,6 +6,7 @@ was cancelled, updating metrics) happens here and never on the engine thread.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import itertools
@@ -19,14 +20,11 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from fastserve.core.events import Event, Failed, TokenEvent
-from fastserve.core.request import FinishReason
+from fastserve.core.events import Aborted, Failed
 from fastserve.engine.engine_thread import EngineStopped
 from fastserve.engine.stats import EngineStats
 from fastserve.errors import FastServeError, RequestCancelled, ResponderFailed, ShuttingDown
-from fastserve.tasks.text_generation import GenerationStream, PreparedGeneration
-from fastserve.text.tokenizer import Tokenizer
-from fastserve.triton.protocol import Answer, ReturnFlags, encode_answer
+from fastserve.triton.metrics_report import MetricsReport, MetricsSink
 
 logger = logging.getLogger(__name__)
 
@@ -48,60 +46,28 @@ class Channel(Protocol):
     def is_cancelled(self) -> bool: ...
 
 
-class MetricsSink(Protocol):
-    """Where numbers go."""
-
-    def update(self, stats: EngineStats) -> None: ...
-    def count_ending(self, ending: str) -> None: ...
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
-class GenerationEnd:
-    """How an answer ended. ``engine_knows``: false when a stop string was found here, so that it has to be told."""
+class StreamEnd:
+    """How an answer ended. ``ending``: what is counted; ``engine_knows``: false when the end was found here, so that the
+    engine has to be told."""
 
-    reason: FinishReason
-    engine_knows: bool
+    ending: str
+    engine_knows: bool = True
 
 
-class ResponseStream:
-    """One open request: its way back and its text so far."""
+class ResponseStream(abc.ABC):
+    """One open request: its way back and its answer so far. Owned by the responder."""
 
-    def __init__(self, channel: Channel, prepared: PreparedGeneration, flags: ReturnFlags, tokenizer: Tokenizer) -> None:
+    def __init__(self, channel: Channel, request_id: int) -> None:
         self.channel = channel
-        self.request_id = prepared.request.request_id
-        self._prepared = prepared
-        self._flags = flags
-        self._generation = GenerationStream(prepared, tokenizer)
-        self._texts = [prepared.echo]
+        self.request_id = request_id
         self.started = False
-        """Whether its first token has come."""
-        self._token_ids: list[int] = []
+        """Whether anything of its answer has come."""
 
-    def push(self, events: Sequence[TokenEvent]) -> GenerationEnd | None:
-        """Send in one response what the tokens add (streaming), or keep it until the last. Returns how the answer ended
-        if it did; tokens after that are not looked at."""
-        self.started = True
-        for event in events:
-            delta = self._generation.push(event)
-            self._texts.append(delta.text)
-            self._token_ids.append(event.token_id)
-            if delta.finish_reason is not None:
-                break
-        if delta.finish_reason is None and not self._prepared.stream:
-            return None
-        answer = Answer(
-            "".join(self._texts),
-            tuple(self._token_ids),
-            delta.cumulative_logprob,
-            len(self._prepared.request.prompt_token_ids),
-            delta.finish_reason,
-        )
-        self._texts.clear()
-        self._token_ids.clear()
-        self.channel.send(encode_answer(answer, self._flags), final=answer.finish_reason is not None)
-        if answer.finish_reason is None:
-            return None
-        return GenerationEnd(answer.finish_reason, engine_knows=event.finish_reason is not None)
+    @abc.abstractmethod
+    def push(self, events: Sequence[Any]) -> StreamEnd | None:
+        """Take what was computed, at least one event, and send what it adds to the answer. Returns how the answer ended if it
+        did; events after that are not looked at. Raises a FastServeError when no answer can be made."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,9 +86,10 @@ class Responder:
         messages. ``abort`` withdraws a request from the engine."""
         self._outbox = outbox
         self._abort = abort
-        self._metrics = metrics
+        self._report = MetricsReport(metrics, time.monotonic)
         self._streams: dict[int, ResponseStream] = {}
         self._turns: deque[int] = deque()  # requests that wait, in the order they are asked about; others drop out
+        self._newest_id = self._swept_id = -1  # of all requests so far, and of those that were there at the last sweep
         self._thread = threading.Thread(target=self._main, name="fastserve-responder", daemon=True)
 
     def start(self) -> None:
@@ -147,15 +114,17 @@ class Responder:
                 logger.exception("the responder failed; every open request ends")
                 for stream in list(self._streams.values()):
                     self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
+            self._report.send_when_due(busy=bool(self._streams))
             stopped = any(isinstance(message, EngineStopped) for message in messages)
         for stream in list(self._streams.values()):
             self._withdraw(stream, ShuttingDown("the model was unloaded before the request finished"))
+        self._report.send()
 
     def _take(self) -> list[object]:
         """Wait for a message, then take all that are there."""
         messages: list[object] = []
         with contextlib.suppress(queue.Empty):
-            messages.append(self._outbox.get(timeout=CANCEL_SWEEP_S if self._streams else None))
+            messages.append(self._outbox.get(timeout=CANCEL_SWEEP_S if self._streams or self._report.has_news else None))
             while True:
                 messages.append(self._outbox.get_nowait())
         return messages
@@ -164,40 +133,41 @@ class Responder:
         """Handle what has come since the last time. Usually that is one iteration of the engine; when the engine is the
         faster one, a stream's tokens of several iterations go out in one response, so that nobody falls ever further
         behind."""
-        tokens: dict[int, list[TokenEvent]] = {}
-        stats: EngineStats | None = None
+        computed: dict[int, list[Any]] = {}
         for message in messages:
             if isinstance(message, ResponseStream):
                 self._streams[message.request_id] = message
                 self._turns.append(message.request_id)
+                self._newest_id = max(self._newest_id, message.request_id)  # long texts come late
             elif isinstance(message, list):
-                self._sort(message, tokens)
+                self._sort(message, computed)
             elif isinstance(message, EngineStats):
-                stats = message
+                self._report.show(message)
             elif isinstance(message, Rejected):
                 self._fail(message.channel, message.error)
-        for request_id, events in tokens.items():
+        for request_id, events in computed.items():
             self._answer(request_id, events)
-        if stats is not None:
-            self._guard(lambda: self._metrics.update(stats), "metrics could not be updated")
 
-    def _sort(self, events: Iterable[Event], tokens: dict[int, list[TokenEvent]]) -> None:
-        """Put tokens with the others of their request; deliver errors, after the tokens before them."""
+    def _sort(self, events: Iterable[Any], computed: dict[int, list[Any]]) -> None:
+        """Put what was computed with the rest of its request; deliver errors, after what was computed before them."""
         for event in events:
-            if isinstance(event, TokenEvent):
-                tokens.setdefault(event.request_id, []).append(event)
-            elif isinstance(event, Failed):
-                self._answer(event.request_id, tokens.pop(event.request_id, []))
+            if isinstance(event, Failed):
+                self._answer(event.request_id, computed.pop(event.request_id, []))
                 if (stream := self._streams.pop(event.request_id, None)) is not None:
                     self._fail(stream.channel, event.error)
+            elif not isinstance(event, Aborted):  # whoever aborted a request has answered it
+                computed.setdefault(event.request_id, []).append(event)
 
-    def _answer(self, request_id: int, events: Sequence[TokenEvent]) -> None:
+    def _answer(self, request_id: int, events: Sequence[Any]) -> None:
         stream = self._streams.get(request_id)
         if stream is None or not events:
             return  # answered already: a stop string, a client that went away
         try:
             end = stream.push(events)
-        except BaseException as error:  # no text can be made of its tokens, or nothing sent: this request ends, no other
+        except FastServeError as error:  # no answer can be made of what was computed, and it says why
+            self._withdraw(stream, error)
+            return
+        except BaseException as error:  # a bug in making its answer, or nothing can be sent: this request ends, no other
             logger.exception("request %d could not be answered", request_id)
             self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
             return
@@ -205,14 +175,16 @@ class Responder:
             del self._streams[request_id]
             if not end.engine_knows:
                 self._abort(request_id)
-            self._count(end.reason.value)
+            self._report.count(end.ending)
 
     def _abort_cancelled(self) -> None:
         """Ask about every request that has begun to be answered, about the oldest others (they may hold blocks already),
-        and about some of those that wait, in turns."""
-        others = (stream for stream in self._streams.values() if not stream.started)
+        and about some of those that wait, in turns. A request that came after the last sweep is spared: most requests to
+        a small model are answered before the next one, and a look costs as much as an answer."""
+        known = [stream for stream in self._streams.values() if stream.request_id <= self._swept_id]
+        others = (stream for stream in known if not stream.started)
         oldest = list(itertools.islice(others, CANCEL_SWEEP_OLDEST))
-        for stream in [stream for stream in self._streams.values() if stream.started] + oldest:
+        for stream in [stream for stream in known if stream.started] + oldest:
             self._ask(stream)
         asked = 0
         for _ in range(len(self._turns)):
@@ -222,9 +194,13 @@ class Responder:
             waiting = self._streams.get(request_id)
             if waiting is None or waiting.started:
                 continue
+            if request_id > self._swept_id:
+                self._turns.append(request_id)
+                continue
             asked += 1
             if self._ask(waiting):
                 self._turns.append(request_id)
+        self._swept_id = self._newest_id
 
     def _ask(self, stream: ResponseStream) -> bool:
         """Whether the client still wants its answer; if not, the request ends."""
@@ -244,15 +220,8 @@ class Responder:
         self._fail(stream.channel, error)
 
     def _fail(self, channel: Channel, error: FastServeError) -> None:
-        self._guard(lambda: channel.fail(error), f"an error could not be delivered: {error}")
-        self._count(error.code.value.lower())
-
-    def _count(self, ending: str) -> None:
-        self._guard(lambda: self._metrics.count_ending(ending), "an ending could not be counted")
-
-    def _guard(self, action: Callable[[], None], problem: str) -> None:
-        """Do what Triton may refuse; whoever waits for an answer must get it all the same."""
         try:
-            action()
+            channel.fail(error)
         except Exception:
-            logger.exception(problem)
+            logger.exception("an error could not be delivered: %s", error)
+        self._report.count(error.code.value.lower())

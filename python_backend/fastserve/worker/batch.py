@@ -1,4 +1,5 @@
-"""Packing: many sequences' tokens on one flat axis, never padded.
+"""Packing for graphs with a KV pool: many sequences' tokens on one flat axis, never padded. (Encoders that keep nothing are
+packed by ``encoder_batch.py``.)
 
 ::
 
@@ -34,14 +35,12 @@ class SequenceInput:
     num_computed: int
     """Tokens of this sequence that are already in the pool."""
     block_table: Sequence[int]
-    """Block ids that cover at least ``num_computed + len(token_ids)`` tokens; empty for encoders."""
+    """Block ids that cover at least ``num_computed + len(token_ids)`` tokens; empty for the encoder of a seq2seq model."""
     samples: bool
     """Whether the logits of the last token are wanted."""
     num_cached: int = 0
     """Leading tokens of ``token_ids`` whose keys and values are in the pool already (a prefix hit that is run again
     for its logits only); their slots are -1 so that a shared block is never written."""
-    token_type_ids: Sequence[int] | None = None
-    """Segment ids, as long as ``token_ids``, for models that have them."""
     cross_block_table: Sequence[int] = ()
     """Seq2seq: blocks that hold the encoder's keys and values for cross-attention."""
     cross_seqlen: int = 0
@@ -59,8 +58,6 @@ class ForwardBatch:
     block_table: Int32Array  # [num_seqs, max_blocks]
     slot_mapping: Int32Array  # [num_tokens], -1: do not write
     logits_rows: Int64Array  # [num_rows]
-    sequence_rows: Int64Array  # [num_seqs], the first row of each sequence
-    token_type_ids: Int64Array  # [num_tokens]
     cross_block_table: Int32Array  # [num_seqs, max_cross_blocks]
     cross_seqlens: Int32Array  # [num_seqs]
     cross_slot_mapping: Int32Array  # [num_tokens], where an encoder writes its cross keys and values
@@ -96,8 +93,6 @@ def pack(inputs: Sequence[SequenceInput], block_size: int, position_offset: int 
         block_table=block_table,
         slot_mapping=_slots(inputs, owner, index, past, block_table, block_size),
         logits_rows=np.array([end - 1 for item, end in zip(inputs, ends.tolist(), strict=True) if item.samples], np.int64),
-        sequence_rows=starts,
-        token_type_ids=_concatenate([item.token_type_ids or [0] * len(item.token_ids) for item in inputs], num_tokens),
         cross_block_table=(cross_table := _block_table([item.cross_block_table for item in inputs])),
         cross_seqlens=np.array([item.cross_seqlen for item in inputs], np.int32),
         cross_slot_mapping=_slots_of(cross_table, owner, index, block_size),

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from fastserve.errors import ConfigError, ManifestError, StepFailed
+from fastserve.errors import ConfigError, ManifestError
 from fastserve.manifest import ModelManifest, TensorSpec
 from fastserve.worker.batch import ForwardBatch
-from fastserve.worker.kernels import library_path
 from fastserve.worker.kv_cache import KVCache
+from fastserve.worker.session import open_session, run_failed
 
 BATCH_FIELDS = frozenset(field.name for field in dataclasses.fields(ForwardBatch))
-
-RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
-"""ORT errors that a second try may survive: another process may have returned memory meanwhile."""
 
 
 class ModelRunner:
@@ -33,21 +28,19 @@ class ModelRunner:
         *,
         kv_cache_dtype: str = "fp32",
         num_threads: int = 0,
+        share_weights: bool = False,
         role: str = "decoder",
     ) -> None:
         """``directory``: the version folder with the files of ``manifest``. ``num_threads``: 0 means one per core.
+        ``share_weights``: see ``session.open_session``.
 
         Raises ConfigError when the model has no graph for ``kv_cache_dtype``, ToolError when the op library is not built.
         """
         graph = manifest.graphs[role]
         if kv_cache_dtype not in graph.files:
             raise ConfigError(f"kv_cache_dtype: got {kv_cache_dtype}, allowed: {' or '.join(graph.files)} (graphs of this model)")
-        options = _session_options(num_threads)
         file = directory / graph.files[kv_cache_dtype]
-        try:
-            self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ORT's exceptions share no base class below Exception
-            raise ManifestError(f"{file}: ONNX Runtime cannot load it ({error})") from None
+        self._session = open_session(directory, manifest, file.name, num_threads=num_threads, share_weights=share_weights)
         if unknown := [spec.name for spec in graph.inputs if not _is_cache(spec.name) and spec.name not in BATCH_FIELDS]:
             raise ManifestError(f"{file}: takes {', '.join(unknown)}, which this version does not provide")
         self._binding = self._session.io_binding()
@@ -78,10 +71,7 @@ class ModelRunner:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ORT's exceptions share no base class below Exception
-            message = str(error)
-            raise StepFailed(
-                f"the model run failed: {message}", retryable=any(m in message for m in RETRYABLE_MESSAGES)
-            ) from error
+            raise run_failed(error) from error
         return self._logits[: batch.num_rows]
 
     def _bind_cache(self, kv_cache: KVCache) -> None:
@@ -95,13 +85,3 @@ class ModelRunner:
 
 def _is_cache(name: str) -> bool:
     return name.startswith(("key_cache.", "value_cache."))
-
-
-def _session_options(num_threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.register_custom_ops_library(str(library_path()))
-    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # every iteration has other shapes: a pattern per shape would only grow
-    options.log_severity_level = 3
-    return options

@@ -1,0 +1,164 @@
+"""Rotary position embeddings as the one operation ONNX Runtime has for them.
+
+The source spells a rotation out: ``x * cos + concat(-second half, first half) * sin``, with cosines and sines computed from the
+positions. They depend on nothing else, so they become tables, one row a position.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from fastserve.export.attention import DOMAIN
+from fastserve.export.encoders.batch_axis import constant, integers, replace
+from fastserve.export.encoders.packed_attention import ATTENTION
+from fastserve.export.graph_guards import TOKENS
+
+OPERATOR_DOMAIN, OPERATOR = "com.microsoft", "RotaryEmbedding"
+"""A contributed operator of ONNX Runtime: input [batch, length, n], position_ids [batch, length], cos_cache and sin_cache
+[positions, head_size / 2]. It refuses a length of more than the tables' rows, so every token is a batch entry of length 1."""
+
+_POSITIONS = "position_ids"
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def use_rotary_nodes(graph: ir.Graph, longest: int) -> None:
+    """Replace the rotations of queries and keys [num_tokens, heads * head_size]. ``longest``: rows of the tables."""
+    rewrite = _Rewrite(graph, longest)
+    for attention in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, ATTENTION)]:
+        for value in attention.inputs[:2]:
+            if value is not None:
+                rewrite.visit(value)
+
+
+class _Rewrite:
+    def __init__(self, graph: ir.Graph, longest: int) -> None:
+        self._graph = graph
+        self._longest = longest
+        self._tables: dict[ir.Value, ir.Value | None] = {}
+
+    def visit(self, rotated: ir.Value) -> None:
+        """``rotated``: what attention reads."""
+        found = _rotation(rotated)
+        width = rotated.shape[1] if rotated.shape is not None else None
+        tables = [self._table(angles) for angles in found[1:]] if found is not None else []
+        if found is None or not isinstance(width, int) or len(tables) != 2 or tables[0] is None or tables[1] is None:
+            return
+        plain, half = found[0], tables[0].const_value.numpy().shape[1]  # type: ignore[union-attr]
+        node = rotated.producer()
+        assert node is not None
+        positions = next(value for value in self._graph.inputs if value.name == _POSITIONS)
+        name = f"{rotated.name}.rotary"
+        made = [
+            ir.node("Reshape", [plain, self._constant([-1, 1, width], f"{name}.shape")]),
+            ir.node("Unsqueeze", [positions, self._constant([1], f"{name}.length_axis")]),
+        ]
+        operands = [made[0].outputs[0], made[1].outputs[0], tables[0], tables[1]]
+        made.append(ir.Node(OPERATOR_DOMAIN, OPERATOR, operands, [ir.AttrInt64("num_heads", width // (2 * half))], name=name))
+        made.append(ir.node("Reshape", [made[2].outputs[0], self._constant([-1, width], f"{name}.flat_shape")]))
+        flat = ir.Shape([TOKENS, width])
+        for new, shape in zip(
+            made, (ir.Shape([TOKENS, 1, width]), ir.Shape([TOKENS, 1]), ir.Shape([TOKENS, 1, width]), flat), strict=True
+        ):
+            new.outputs[0].type, new.outputs[0].shape = rotated.type, shape
+        made[1].outputs[0].type = positions.type
+        self._graph.insert_before(node, made)
+        self._graph.opset_imports.setdefault(OPERATOR_DOMAIN, 1)
+        replace(rotated, made[-1].outputs[0])
+
+    def _constant(self, numbers: list[int], name: str) -> ir.Value:
+        return constant(self._graph, name, ir.tensor(numbers, dtype=ir.DataType.INT64))
+
+    def _table(self, angles: ir.Value) -> ir.Value | None:
+        """``angles`` [num_tokens, head_size] for each position, [longest, head_size / 2], if its halves are equal and positions
+        are all it depends on."""
+        if angles not in self._tables:
+            table = _evaluated(self._graph, angles, self._longest)
+            half = 0 if table is None else table.shape[1] // 2
+            if table is None or not np.array_equal(table[:, :half], table[:, half:]):
+                self._tables[angles] = None
+            else:
+                rows = ir.tensor(np.ascontiguousarray(table[:, :half]))
+                self._tables[angles] = constant(self._graph, f"{angles.name}.table", rows)
+        return self._tables[angles]
+
+
+def _rotation(rotated: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+    """(what is rotated [num_tokens, heads * head_size], cosines and sines [num_tokens, head_size]), if ``rotated`` is the sum
+    of x * cosines and the turned x * sines, all of them [heads, num_tokens, head_size] on the way."""
+    reshape = _made_by("Reshape", rotated)
+    back = _made_by("Transpose", reshape.inputs[0]) if reshape is not None else None
+    total = _made_by("Add", back.inputs[0]) if back is not None else None
+    products = [_made_by("Mul", value) for value in total.inputs] if total is not None else []
+    for direct, turned in (products, products[::-1]) if len(products) == 2 else ():
+        if direct is None or turned is None:
+            continue
+        for x, cosines in (direct.inputs, direct.inputs[::-1]):
+            for halves, sines in (turned.inputs, turned.inputs[::-1]):
+                plain = _flat_heads(x) if x is not None and _turns(halves, x) else None
+                angles = [_per_token(cosines), _per_token(sines)]
+                if plain is not None and angles[0] is not None and angles[1] is not None and _swaps_heads(back):
+                    return plain, angles[0], angles[1]
+    return None
+
+
+def _turns(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether ``value`` is [-second half of x, first half of x]."""
+    whole = _made_by("Concat", value)
+    if whole is None or len(whole.inputs) != 2 or x.shape is None or not isinstance(x.shape[2], int):
+        return False
+    negated, half = _made_by("Neg", whole.inputs[0]), x.shape[2] // 2
+    parts = [_made_by("Slice", negated.inputs[0] if negated is not None else None), _made_by("Slice", whole.inputs[1])]
+    wanted = ((half, 2 * half), (0, half))
+    return whole.attributes["axis"].as_int() in (-1, 2) and all(
+        part is not None and part.inputs[0] is x and _last_axis_range(part, x.shape[2]) == ends
+        for part, ends in zip(parts, wanted, strict=True)
+    )
+
+
+def _last_axis_range(node: ir.Node, size: int) -> tuple[int, int] | None:
+    """[start, end) of a Slice of [heads, num_tokens, size] along its last axis."""
+    numbers = [integers(value) for value in node.inputs[1:]]
+    if len(numbers) < 3 or numbers[2] not in ([2], [-1]) or numbers[3:] not in ([], [[1]]) or not numbers[0] or not numbers[1]:
+        return None
+    start, end, _ = slice(numbers[0][0], numbers[1][0]).indices(size)
+    return start, end
+
+
+def _flat_heads(value: ir.Value) -> ir.Value | None:
+    """[num_tokens, heads * head_size], of which ``value`` is [heads, num_tokens, head_size]."""
+    swap = _made_by("Transpose", value)
+    shaped = _made_by("Reshape", swap.inputs[0]) if _swaps_heads(swap) and swap is not None else None
+    flat = shaped.inputs[0] if shaped is not None else None
+    return flat if flat is not None and flat.shape is not None and len(flat.shape) == 2 else None
+
+
+def _swaps_heads(node: ir.Node | None) -> bool:
+    return node is not None and list(node.attributes["perm"].as_ints()) == [1, 0, 2]
+
+
+def _per_token(value: ir.Value | None) -> ir.Value | None:
+    """[num_tokens, head_size], of which ``value`` is [1, num_tokens, head_size]."""
+    node = _made_by("Unsqueeze", value)
+    return node.inputs[0] if node is not None and integers(node.inputs[1]) in ([0], [-3]) else None
+
+
+def _made_by(op_type: str, value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _evaluated(graph: ir.Graph, value: ir.Value, longest: int) -> FloatArray | None:
+    """``value`` for positions 0 to ``longest`` - 1; None if it depends on anything else."""
+    positions = [given for given in graph.inputs if given.name == _POSITIONS]
+    try:
+        part = ir.convenience.extract(graph, positions, [value])
+    except ValueError:  # it needs more than the positions
+        return None
+    model = ir.Model(part, ir_version=10)
+    (found,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {_POSITIONS: np.arange(longest)})
+    table: FloatArray = np.asarray(found, np.float32)
+    return table

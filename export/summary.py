@@ -1,0 +1,78 @@
+"""What a person reads after an export: what was exported, how well it was proven, and which files it is."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from fastserve.export.options import ExportResult
+from fastserve.manifest import CacheSpec, EncoderSpec, ModelManifest
+
+_IMPORTED = {"padded": "sequences of like length together, padded", "alone": "one sequence each"}
+"""What the runs of an imported graph are, by ``EncoderSpec.batching``."""
+
+
+def summary(result: ExportResult) -> Table:
+    """One row for each fact, note and file."""
+    manifest = result.manifest
+    table = Table(title=f"{manifest.model.name} -> {result.directory}", show_header=False, title_justify="left")
+    rows = {
+        "task": manifest.task,
+        "model": f"{manifest.model.model_type}, {manifest.model.num_parameters:,} parameters, {manifest.model.dtype}",
+        "vocabulary": f"{manifest.model.vocab_size:,} tokens",
+        **(_decoder(manifest, manifest.cache) if manifest.cache is not None else {}),
+        **(_encoder(manifest, manifest.encoder) if manifest.encoder is not None else {}),
+        "time": ", ".join(f"{stage.lower()} {seconds:.0f} s" for stage, seconds in result.seconds.items()),
+    }
+    for label, text in rows.items():
+        table.add_row(label, Text(text))
+    for note in result.notes:
+        table.add_row("note", Text(note))
+    for name, entry in manifest.files.items():
+        table.add_row(name, f"{entry.bytes / 1e6:,.1f} MB")
+    return table
+
+
+def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
+    proof = manifest.proof
+    return {
+        "attention": f"{len(cache.layers)} layers, {cache.layers[0].kv_num_heads} KV heads of {cache.layers[0].head_size}",
+        "longest context": f"{manifest.model.max_model_len:,} tokens",
+        "chat template": "yes" if manifest.tokenizer and manifest.tokenizer.chat_template else "no",
+        "proof": f"{proof['rows_compared']:.0f} positions, largest logit difference {proof['max_abs_logit_difference']:.2g} "
+        f"(chunked {proof['max_abs_logit_difference_chunked']:.2g}, fp16 cache {proof['max_abs_logit_difference_kv_fp16']:.2g}), "
+        f"logit scale {proof['logit_scale']:.2g}",
+        "alone vs batched": _neighbours(proof["max_abs_difference_alone_batched"]),
+        "greedy tokens": f"all equal, {proof['greedy_ties']:.0f} near-ties",
+    }
+
+
+def _encoder(manifest: ModelManifest, spec: EncoderSpec) -> dict[str, str]:
+    proof = manifest.proof
+    rows = {"windows": f"{spec.max_length:,} tokens, neighbours share {spec.stride}"}
+    if spec.batching in _IMPORTED:
+        rows["runs"] = _IMPORTED[spec.batching]
+    if spec.labels:
+        shown = ", ".join(spec.labels[:8]) + (", ..." if len(spec.labels) > 8 else "")
+        rows["labels"] = f"{len(spec.labels)}: {shown}"
+    if spec.pooling is not None:
+        rows["embeddings"] = f"{spec.pooling} of the tokens" + (", scaled to length 1" if spec.normalize else "")
+    if spec.markers:
+        rows["markers"] = " ".join(spec.markers)
+    if "max_abs_difference" in proof:
+        rows["proof"] = (
+            f"{proof['rows_compared']:.0f} rows, largest difference {proof['max_abs_difference']:.2g}, "
+            f"output scale {proof['output_scale']:.2g}"
+        )
+    if "relative_error" in proof:
+        rows["int8 on texts"] = (
+            f"error {proof['relative_error']:.1%} of the outputs' size, best column agrees in "
+            f"{proof['best_column_agreement']:.1%}, lowest cosine {proof['lowest_cosine']:.4f}"
+        )
+    if "max_abs_difference_alone_batched" in proof:
+        rows["alone vs batched"] = _neighbours(proof["max_abs_difference_alone_batched"])
+    return rows
+
+
+def _neighbours(difference: float) -> str:
+    return "bitwise equal" if difference == 0 else f"largest difference {difference:.2g}"

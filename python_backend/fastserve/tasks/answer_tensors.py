@@ -1,0 +1,65 @@
+"""Rows of an encoder to scores, and scores and texts to output tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastserve.errors import StepFailed
+
+FloatArray = npt.NDArray[np.float32]
+
+
+NOT_FINITE = "the model gave a number that is not finite"
+
+
+def finite(values: FloatArray) -> FloatArray:
+    """``values`` as they are. Raises StepFailed when one is not finite: the model computed it, and it compares with nothing,
+    so that an answer made of it would look like an empty one."""
+    if not np.isfinite(values).all():
+        raise StepFailed(NOT_FINITE)
+    return values
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: FloatArray = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Element by element: 1 / (1 + exp(-x)) without its overflow, as exact for tiny shares as for large ones."""
+    shares: FloatArray = np.exp(-np.logaddexp(0, -logits))
+    return shares
+
+
+def mean_of_windows(outputs: Sequence[FloatArray], counts: Sequence[int]) -> list[FloatArray]:
+    """One row [n] for each text: the mean of its windows' rows. ``outputs``: [n] for each window, text by text;
+    ``counts``: the number of windows of each text."""
+    if len(outputs) == len(counts):
+        return list(outputs)
+    ends = np.cumsum(counts)
+    return [
+        np.mean(outputs[end - count : end], axis=0, dtype=np.float32) for count, end in zip(counts, ends.tolist(), strict=True)
+    ]
+
+
+def string_tensor(rows: Sequence[Sequence[str]]) -> npt.NDArray[np.object_]:
+    """[B, n] of UTF-8 bytes, from B rows of n texts each."""
+    tensor = np.empty((len(rows), len(rows[0])), np.object_)
+    tensor[:] = [[text.encode() for text in row] for row in rows]
+    return tensor
+
+
+def json_tensor(values: Sequence[Any]) -> npt.NDArray[np.object_]:
+    """[B, 1]: each value as JSON, characters beyond ASCII as they are. Raises StepFailed for a number that is not finite:
+    the model computed it."""
+    try:
+        return string_tensor([[json.dumps(value, ensure_ascii=False, allow_nan=False)] for value in values])
+    except ValueError:
+        raise StepFailed(NOT_FINITE) from None

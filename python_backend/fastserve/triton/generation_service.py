@@ -1,0 +1,30 @@
+"""Serves text generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from fastserve.config import EngineConfig, parse_config
+from fastserve.core.request import Request
+from fastserve.engine.loader import load_engine, load_text_generation
+from fastserve.triton.engine_service import EngineService, count_instances, load_manifest
+from fastserve.triton.generation_stream import GenerationResponse
+from fastserve.triton.protocol import parse_generation
+from fastserve.triton.request_reader import Received
+
+
+class GenerationService(EngineService[Request]):
+    """One instance of a decoder."""
+
+    def __init__(self, args: dict[str, str], parameters: Mapping[str, str]) -> None:
+        config = parse_config(EngineConfig, parameters)
+        directory, manifest = load_manifest(args, parameters)
+        engine = load_engine(directory, manifest, config, time.monotonic, num_instances=count_instances(args))
+        self._task = load_text_generation(directory, manifest, config)
+        super().__init__(args, engine, max_queue_size=config.max_queue_size)
+
+    def read(self, received: Received, request_id: int) -> tuple[GenerationResponse, Request]:
+        item, flags = parse_generation(received.tensors, received.parameters)
+        prepared = self._task.prepare(item, request_id, received.arrived)
+        return GenerationResponse(received.channel, prepared, flags, self._task.tokenizer), prepared.request

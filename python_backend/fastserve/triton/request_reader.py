@@ -1,0 +1,103 @@
+"""From what a client sent to what the engine and the responder need: here texts become tokens.
+
+Short texts are read at once, on Triton's thread (T). Long ones would keep T from everybody else for up to seconds, so they are
+read by a thread of their own (L).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import logging
+import queue
+from collections.abc import Callable, Mapping
+from typing import Any, Generic
+
+import numpy.typing as npt
+
+from fastserve.engine.engine_thread import RequestT
+from fastserve.errors import FastServeError, QueueFull, RequestUnreadable
+from fastserve.triton.long_texts import LongTexts
+from fastserve.triton.responder import Channel, Rejected, ResponseStream
+
+logger = logging.getLogger(__name__)
+
+LONG_BYTES = 4096
+"""Requests with more than this are long: reading them takes milliseconds, and answering them may."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received:
+    """One request as Triton gave it to us. ``tensors``: by input name, absent ones left out; strings are bytes objects.
+    ``parameters``: Triton's request parameters. ``arrived``: seconds on the engine's clock."""
+
+    channel: Channel
+    tensors: Mapping[str, npt.NDArray[Any]]
+    parameters: Mapping[str, Any]
+    output_names: tuple[str, ...]
+    """The outputs the client asked for; all when it named none."""
+    arrived: float
+
+    @property
+    def is_long(self) -> bool:
+        sizes = (
+            sum(map(len, tensor.reshape(-1).tolist())) if tensor.dtype.hasobject else tensor.nbytes
+            for tensor in self.tensors.values()
+        )
+        return sum(sizes) > LONG_BYTES
+
+
+Read = Callable[[Received, int], tuple[ResponseStream, RequestT]]
+"""What a request asks of the responder and of the engine, under the given id. Raises FastServeError."""
+
+
+class RequestReader(Generic[RequestT]):
+    """Reads requests and sends them on; one that cannot be read is rejected and costs no other."""
+
+    def __init__(
+        self,
+        read: Read[RequestT],
+        outbox: queue.SimpleQueue[Any],
+        submit: Callable[[RequestT], None],
+        long_texts: LongTexts,
+        *,
+        max_waiting: int,
+    ) -> None:
+        """``outbox``: the responder's. ``submit``: the engine's. ``max_waiting``: long requests that may wait for L."""
+        self._read: Read[RequestT] = read
+        self._outbox = outbox
+        self._submit: Callable[[RequestT], None] = submit
+        self._long_texts = long_texts
+        self._max_waiting = max_waiting
+        self._request_ids = itertools.count()
+        self._handed_over = self._done = 0  # long requests; each is counted by one thread only: T, L
+
+    def take(self, received: Received) -> None:
+        """Called by T. Never raises."""
+        waiting = self._handed_over - self._done
+        if not received.is_long:
+            self._pass_on(received)
+        elif waiting < self._max_waiting:
+            self._handed_over += 1
+            self._long_texts.do(functools.partial(self._pass_on_long, received))
+        else:
+            full = f"the queue is full: {waiting} long requests, max_queue_size is {self._max_waiting}; try again later"
+            self._outbox.put(Rejected(received.channel, QueueFull(full)))
+
+    def _pass_on_long(self, received: Received) -> None:
+        self._pass_on(received)
+        self._done += 1
+
+    def _pass_on(self, received: Received) -> None:
+        try:
+            stream, request = self._read(received, next(self._request_ids))
+        except FastServeError as error:
+            self._outbox.put(Rejected(received.channel, error))
+        except Exception as error:  # a bug in reading
+            logger.exception("a request could not be read")
+            unreadable = RequestUnreadable(f"the request could not be read ({type(error).__name__}: {error})")
+            self._outbox.put(Rejected(received.channel, unreadable))
+        else:
+            self._outbox.put(stream)  # before the engine can say anything about it
+            self._submit(request)

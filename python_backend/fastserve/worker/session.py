@@ -1,0 +1,98 @@
+"""ONNX Runtime sessions: how every graph is loaded, and what a failed run means."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+from fastserve.errors import ManifestError, StepFailed
+from fastserve.manifest import ModelManifest
+from fastserve.worker.kernels import library_path
+from fastserve.worker.shared_weights import WEIGHTS_FILE, cache_directory, shared_model
+
+logger = logging.getLogger(__name__)
+
+RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
+"""ORT errors that a second try may survive: another process may have returned memory meanwhile."""
+
+
+def open_session(
+    directory: Path,
+    manifest: ModelManifest,
+    name: str,
+    *,
+    num_threads: int = 0,
+    spinning: bool = True,
+    share_weights: bool = False,
+) -> ort.InferenceSession:
+    """A session over the graph ``name`` of an exported model.
+
+    ``num_threads`` and ``spinning``: see :func:`create_session`. ``share_weights``: map weights that are ready for the
+    kernels, so that every process of this machine that does so has the same copy in memory
+    (:mod:`fastserve.worker.shared_weights`); where that fails, the session has weights of its own. Raises ManifestError or
+    ToolError.
+    """
+    file = directory / name
+    if share_weights:
+        try:
+            shared = shared_model(name, manifest.files, cache_directory(), lambda target: save_optimized(file, target))
+            if shared is not None:
+                return create_session(shared, num_threads=num_threads, spinning=spinning)
+        except ManifestError as error:  # it cannot be written, or is damaged; if it is the graph itself, we shall hear it again
+            logger.warning("weights are not shared with other instances: %s", error)
+    return create_session(file, num_threads=num_threads, spinning=spinning)
+
+
+def save_optimized(file: Path, target: Path) -> None:
+    """Write the graph as ONNX Runtime optimises it for this machine to ``target``, and beside it its weights, also in the
+    order the kernels want them. Raises ManifestError or ToolError."""
+    options = session_options(num_threads=0, spinning=False)
+    options.optimized_model_filepath = str(target)
+    prefix = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{prefix}_file_name", WEIGHTS_FILE)
+    options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _load(file, options)
+
+
+def create_session(file: Path, *, num_threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
+    """A session over one graph, with our operators.
+
+    ``num_threads``: of one run, 0 means one per core. ``spinning``: whether threads of the session that have nothing to do
+    burn their cores for a moment, in the hope of work, before they sleep. Raises ManifestError when the graph cannot be
+    loaded, ToolError when the op library is not built.
+    """
+    return _load(file, session_options(num_threads=num_threads, spinning=spinning))
+
+
+def session_options(*, num_threads: int, spinning: bool) -> ort.SessionOptions:
+    """See :func:`create_session`."""
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    options.intra_op_num_threads = num_threads or count_cores()
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # every run has other shapes: a pattern per shape would only grow
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    return options
+
+
+def _load(file: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT's exceptions share no base class below Exception
+        raise ManifestError(f"{file}: ONNX Runtime cannot load it ({error})") from None
+
+
+def run_failed(error: Exception) -> StepFailed:
+    """What ORT raised from a run, as the error of that run."""
+    message = str(error)
+    return StepFailed(f"the model run failed: {message}", retryable=any(part in message for part in RETRYABLE_MESSAGES))
+
+
+def count_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
