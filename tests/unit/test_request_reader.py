@@ -89,6 +89,15 @@ def test_many_short_texts_or_numbers_are_a_long_request_too():
     assert received(b"ab", numbers=range(512)).is_long and not received(numbers=range(512)).is_long
 
 
+def test_a_text_that_is_read_once_for_each_of_many_labels_is_long():
+    text = {"text_input": np.array([[b"a" * 500]], np.object_)}
+    labels = {"candidate_labels": np.array([[b"x"] * 10], np.object_)}
+    as_parameter = {"candidate_labels": ",".join("x" * 10)}
+    assert Received(RecordingChannel(), text | labels, {}, (), 0.0).is_long
+    assert Received(RecordingChannel(), text, as_parameter, (), 0.0).is_long
+    assert not Received(RecordingChannel(), text, {"candidate_labels": "x,y"}, (), 0.0).is_long
+
+
 def test_long_requests_are_read_one_after_the_other_and_the_last_ones_before_the_end(scene):
     for _ in range(3):
         scene.reader.take(received(LONG))

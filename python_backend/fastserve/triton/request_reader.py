@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 LONG_BYTES = 4096
 """Requests with more than this are long: reading them takes milliseconds, and answering them may."""
 
+LABELS = "candidate_labels"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Received:
@@ -45,7 +47,13 @@ class Received:
             sum(map(len, tensor.reshape(-1).tolist())) if tensor.dtype.hasobject else tensor.nbytes
             for tensor in self.tensors.values()
         )
-        return sum(sizes) > LONG_BYTES
+        return sum(sizes) * self._readings > LONG_BYTES
+
+    @property
+    def _readings(self) -> int:
+        """How often its text is read: once with each label it may get (zero-shot classification), else once."""
+        labels = self.tensors.get(LABELS)
+        return max(1, labels.size) if labels is not None else 1 + str(self.parameters.get(LABELS, "")).count(",")
 
 
 Read = Callable[[Received, int], tuple[ResponseStream, RequestT]]
