@@ -51,7 +51,7 @@ def test_more_requests_than_the_bound_are_refused_until_one_ends(make_service):
 
 def test_a_deadline_passes_while_the_function_says_nothing(make_service):
     service = make_service()
-    channel = service.submit("a", deadline_ms=1)
+    channel = service.submit("a", deadline_ms=500)
     assert service.await_end() is channel
     assert isinstance(only_error(channel), DeadlineExceeded)
     assert [service.read(), service.read()] == [Call(0, ("a",)), Drop(0)]
