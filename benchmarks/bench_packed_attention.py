@@ -10,11 +10,7 @@ The contenders take turns; medians of several runs. Prints a table and writes JS
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import os
-import platform
 import re
 import statistics
 import time
@@ -24,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from bench_attention import SEED, Array, bound_run, make_session, matmul_rate, processor
+from bench_attention import Array, bound_run, make_session, matmul_rate
 from onnx import TensorProto, helper
+from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console
 from rich.table import Table
 from sentences import load_sentences
@@ -156,21 +152,13 @@ def render(report: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = kernel_arguments(__doc__, "packed_attention.json", repeats=21)
     parser.add_argument("--sentences", type=Path, help="text with one sentence a line, or CoNLL; default: Python's own manual")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "packed_attention.json")
     arguments = parser.parse_args()
     threads, repeats = arguments.threads, arguments.repeats
     report: dict[str, Any] = {
-        "processor": processor(),
+        **circumstances(arguments),
         "isa": kernels.isa(),
-        "threads": threads,
-        "repeats": repeats,
-        "seed": SEED,
-        "load_average_before": os.getloadavg()[0],
-        "versions": {"onnxruntime": ort.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "matmul_gigaflops": matmul_rate(threads, repeats),
         "results": [
             {"layer": layer.name, "batch": batch} | measure(layer, lengths, threads, repeats)
@@ -181,9 +169,7 @@ def main() -> None:
     console = Console()
     console.print(render(report))
     console.print(f"MatMul {report['matmul_gigaflops']:.0f} GFLOP/s; gain: against the batch padded to its longest sequence")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written to {arguments.output}")
+    write_json(report, arguments.output, console)
 
 
 if __name__ == "__main__":

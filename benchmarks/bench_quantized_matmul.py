@@ -12,22 +12,19 @@ best it knows.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from bench_attention import SEED, Array, bound_run, processor, read_bandwidth
+from bench_attention import Array, bound_run, read_bandwidth
 from onnx import TensorProto, helper, numpy_helper
+from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -141,22 +138,14 @@ def render(report: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = kernel_arguments(__doc__, "quantized_matmul.json", repeats=7)
     parser.add_argument("--isa", nargs="+", default=[kernels.quantized_isa()], metavar="NAME")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quantized_matmul.json")
     arguments = parser.parse_args()
     ort.set_global_thread_pool_sizes(arguments.threads, 1)
     console = Console()
     report: dict[str, Any] = {
-        "processor": processor(),
+        **circumstances(arguments),
         "isa": arguments.isa,
-        "threads": arguments.threads,
-        "repeats": arguments.repeats,
-        "seed": SEED,
-        "load_average_before": os.getloadavg()[0],
-        "versions": {"onnxruntime": ort.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "read_gigabytes_per_second": read_bandwidth(arguments.threads, arguments.repeats),
         "results": [
             row
@@ -166,9 +155,7 @@ def main() -> None:
     }
     console.print(render(report))
     console.print(f"reading from memory {report['read_gigabytes_per_second']:.1f} GB/s")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written to {arguments.output}")
+    write_json(report, arguments.output, console)
 
 
 if __name__ == "__main__":

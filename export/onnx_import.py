@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import fastserve
-from fastserve.config import ENCODER_TASKS, EncoderConfig
+from fastserve.config import ENCODER_TASKS
 from fastserve.errors import InvalidRequest
-from fastserve.export.config_pbtxt import render_encoder_config_pbtxt
 from fastserve.export.description import write_tokenizer
-from fastserve.export.encoders.batch_size import EVEN_SENTENCES, best_size, measure
-from fastserve.export.encoders.export import check_served
+from fastserve.export.encoders.batch_size import EVEN_SENTENCES, Throughputs, measure
+from fastserve.export.encoders.export import check_served, write_encoder_config
 from fastserve.export.encoders.settings import EncoderSettings
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.padded.graph import GRAPH_FILE, ImportedGraph, copy_graph, read_graph
@@ -24,12 +23,12 @@ from fastserve.export.padded.outputs import choose_outputs, outputs_of
 from fastserve.export.padded.proof import PaddingProof, prove_padding
 from fastserve.export.padded.settings import GraphModel, model_of, padded_settings
 from fastserve.export.padded.source import OnnxSource, find_onnx, load_onnx_tokenizer
-from fastserve.export.publish import CONFIG_FILE, check_target, staged_version
+from fastserve.export.publish import check_target, staged_version
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.source import LoadedModel
 from fastserve.export.stages import StageClock, readable_os_errors
 from fastserve.export.text_proof import prove_text
-from fastserve.manifest import MANIFEST_FILE, GraphSpec, ModelManifest, ModelSpec, TensorSpec, hash_file
+from fastserve.manifest import GraphSpec, ModelManifest, ModelSpec, TensorSpec, hash_files
 from fastserve.worker.encoder_runner import ROLE
 from fastserve.worker.padded_encoder_runner import ALONE, PADDED, PaddedEncoderRunner
 
@@ -76,10 +75,10 @@ def _import(source: str, options: ExportOptions, progress: Progress) -> ExportRe
             proof = prove_padding(directory, manifest)
             spec = dataclasses.replace(checked.settings.spec, batching=proof.batching)
             manifest = dataclasses.replace(manifest, encoder=spec, proof=proof.measures)
-            (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            manifest.save(directory)
             check_served(directory)
             clock.begin(Stage.MEASURE)
-            _write_config(directory, manifest)
+            write_encoder_config(directory, manifest.task, _measured(directory, manifest))
     return ExportResult(target, manifest, clock.end(), (*checked.settings.notes, *_notes(checked, proof)))
 
 
@@ -98,7 +97,6 @@ def _write(checked: _Checked, directory: Path, options: ExportOptions) -> ModelM
     copy_graph(checked.source.graph, graph, directory)
     tokenizer = write_tokenizer(checked.tokenizer, model, directory)
     prove_text(checked.tokenizer, tokenizer, directory)
-    files = sorted(file for file in directory.rglob("*") if file.is_file())
     return ModelManifest(
         task=options.task,
         model=ModelSpec(
@@ -115,22 +113,20 @@ def _write(checked: _Checked, directory: Path, options: ExportOptions) -> ModelM
         cache=None,
         position_offset=0,
         generation={},
-        files={file.relative_to(directory).as_posix(): hash_file(file) for file in files},
+        files=hash_files(directory),
         proof={},
         fastserve_version=fastserve.__version__,
         encoder=dataclasses.replace(checked.settings.spec, batching=ALONE),
     )
 
 
-def _write_config(directory: Path, manifest: ModelManifest) -> None:
-    """config.pbtxt beside the version folder, with the number of tokens to run at once as measured."""
-    spec, throughputs = manifest.encoder, {}
+def _measured(directory: Path, manifest: ModelManifest) -> Throughputs:
+    spec = manifest.encoder
     assert spec is not None
-    if spec.batching == PADDED:
-        runner = PaddedEncoderRunner(directory, manifest)
-        throughputs = measure(runner, manifest.model.vocab_size, rows=spec.output == "row", lengths=EVEN_SENTENCES)
-    size = best_size(throughputs) if throughputs else EncoderConfig().max_batched_tokens
-    (directory.parent / CONFIG_FILE).write_text(render_encoder_config_pbtxt(manifest.task, size, throughputs), encoding="utf-8")
+    if spec.batching != PADDED:
+        return {}
+    runner = PaddedEncoderRunner(directory, manifest)
+    return measure(runner, manifest.model.vocab_size, rows=spec.output == "row", lengths=EVEN_SENTENCES)
 
 
 def _notes(checked: _Checked, proof: PaddingProof) -> list[str]:

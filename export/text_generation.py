@@ -22,7 +22,7 @@ from fastserve.export.rotary import context_limit, freeze_frequencies
 from fastserve.export.source import LoadedModel, load, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
 from fastserve.export.text_proof import prove_text
-from fastserve.manifest import MANIFEST_FILE, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_file
+from fastserve.manifest import GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_files
 
 
 def export_model(source: str, options: ExportOptions, progress: Progress = no_progress) -> ExportResult:
@@ -52,7 +52,7 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             manifest = dataclasses.replace(manifest, proof=prove(directory, manifest, reference))
-            (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            manifest.save(directory)
             ModelManifest.load(directory)  # as the server will
     return ExportResult(target, manifest, clock.end(), remarks)
 
@@ -116,7 +116,7 @@ def _describe(
         cache=cache_spec(layers),
         position_offset=0,
         generation=generation_defaults(model.generation_config),
-        files={file.name: hash_file(file) for file in sorted(directory.iterdir())},
+        files=hash_files(directory),
         proof={},
         fastserve_version=fastserve.__version__,
     )

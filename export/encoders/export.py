@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 import fastserve
+from fastserve.config import EncoderConfig
 from fastserve.errors import ManifestError, UnsupportedModel
 from fastserve.export.config_pbtxt import render_encoder_config_pbtxt
 from fastserve.export.description import graph_spec, write_tokenizer
-from fastserve.export.encoders.batch_size import best_size, measure
+from fastserve.export.encoders.batch_size import Throughputs, best_size, measure
 from fastserve.export.encoders.build import build_graph
 from fastserve.export.encoders.guards import check_encoder_config
 from fastserve.export.encoders.loading import load_encoder
@@ -26,7 +27,7 @@ from fastserve.export.rotary import context_limit
 from fastserve.export.source import LoadedModel, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
 from fastserve.export.text_proof import prove_pairs, prove_text
-from fastserve.manifest import MANIFEST_FILE, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_file
+from fastserve.manifest import GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_files
 from fastserve.tasks.encoding_task import make_task
 from fastserve.text.tokenizer import Tokenizer
 from fastserve.worker.encoder_runner import ROLE, EncoderRunner
@@ -61,10 +62,10 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             manifest = dataclasses.replace(manifest, proof=prove_encoder(directory, manifest, reference))
-            (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            manifest.save(directory)
             check_served(directory)
             clock.begin(Stage.MEASURE)
-            _write_config(directory, manifest)
+            write_encoder_config(directory, manifest.task, _measured(directory, manifest))
     return ExportResult(target, manifest, clock.end(), notes)
 
 
@@ -108,7 +109,7 @@ def _describe(
         cache=None,
         position_offset=plan.position_offset,
         generation={},
-        files={file.name: hash_file(file) for file in sorted(directory.iterdir())},
+        files=hash_files(directory),
         proof={},
         fastserve_version=fastserve.__version__,
         encoder=plan.spec,
@@ -125,10 +126,14 @@ def check_served(directory: Path) -> None:
         raise UnsupportedModel(f"{manifest.model.source}: cannot be served for {manifest.task}: {error}") from error
 
 
-def _write_config(directory: Path, manifest: ModelManifest) -> None:
-    """config.pbtxt beside the version folder, with the number of tokens to run at once as measured."""
+def _measured(directory: Path, manifest: ModelManifest) -> Throughputs:
     assert manifest.encoder is not None
     runner = EncoderRunner(directory, manifest)
-    throughputs = measure(runner, manifest.model.vocab_size, rows=manifest.encoder.output == "row")
-    text = render_encoder_config_pbtxt(manifest.task, best_size(throughputs), throughputs)
-    (directory.parent / CONFIG_FILE).write_text(text, encoding="utf-8")
+    return measure(runner, manifest.model.vocab_size, rows=manifest.encoder.output == "row")
+
+
+def write_encoder_config(directory: Path, task: str, throughputs: Throughputs) -> None:
+    """config.pbtxt beside the version folder, with the best number of tokens to run at once. ``throughputs``: what was
+    measured; nothing where sequences run one at a time."""
+    size = best_size(throughputs) if throughputs else EncoderConfig().max_batched_tokens
+    (directory.parent / CONFIG_FILE).write_text(render_encoder_config_pbtxt(task, size, throughputs), encoding="utf-8")

@@ -36,6 +36,29 @@ def _field(default: Any, help: str, *, low: float | None = None, high: float | N
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
+# Settings that every engine has.
+
+
+def _max_queue_size() -> Any:
+    return _field(1024, "requests accepted but not finished; more are refused UNAVAILABLE", low=1, high=1_000_000)
+
+
+def _num_threads() -> Any:
+    return _field(0, "threads of one run; 0: the cores divided among the model's instances", low=0, high=1024)
+
+
+def _share_weights() -> Any:
+    return _field(
+        "auto",
+        "weights in memory once for all processes of the machine; auto: when there are several instances",
+        choices=SHARE_WEIGHTS,
+    )
+
+
+def _default_deadline_ms() -> Any:
+    return _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How one model instance is served. 0 means "chosen by the engine" where the help text says so."""
@@ -43,7 +66,7 @@ class EngineConfig:
     policy: str = _field("fcfs", "order in which requests are served", choices=POLICIES)
     max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
     max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)
-    max_queue_size: int = _field(1024, "requests accepted but not finished; more are refused UNAVAILABLE", low=1, high=1_000_000)
+    max_queue_size: int = _max_queue_size()
     max_model_len: int = _field(0, "longest prompt + output, tokens; 0: the model's own limit", low=0, high=10_000_000)
     block_size: int = _field(16, "tokens in one KV block, a multiple of 16", low=16, high=256)
     kv_cache_bytes: int = _field(0, "size of the KV pool; 0: kv_cache_memory_fraction of the free memory", low=0)
@@ -51,13 +74,9 @@ class EngineConfig:
         0.4, "share of the free memory the KV pool may take when kv_cache_bytes is 0", low=0.01, high=0.95
     )
     kv_cache_dtype: str = _field("fp32", "element type of the KV pool", choices=KV_CACHE_DTYPES)
-    num_threads: int = _field(0, "threads of one run; 0: the cores divided among the model's instances", low=0, high=1024)
-    share_weights: str = _field(
-        "auto",
-        "weights in memory once for all processes of the machine; auto: when there are several instances",
-        choices=SHARE_WEIGHTS,
-    )
-    default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
+    num_threads: int = _num_threads()
+    share_weights: str = _share_weights()
+    default_deadline_ms: int = _default_deadline_ms()
 
     def __post_init__(self) -> None:
         _check_all(self)
@@ -76,14 +95,10 @@ class EncoderConfig:
 
     max_num_seqs: int = _field(128, "sequences in one run", low=1, high=4096)
     max_batched_tokens: int = _field(1024, "tokens in one run; a longer sequence runs alone", low=1, high=65536)
-    max_queue_size: int = _field(1024, "requests accepted but not finished; more are refused UNAVAILABLE", low=1, high=1_000_000)
-    num_threads: int = _field(0, "threads of one run; 0: the cores divided among the model's instances", low=0, high=1024)
-    share_weights: str = _field(
-        "auto",
-        "weights in memory once for all processes of the machine; auto: when there are several instances",
-        choices=SHARE_WEIGHTS,
-    )
-    default_deadline_ms: int = _field(0, "deadline of requests that bring none, milliseconds; 0: none", low=0, high=10**10)
+    max_queue_size: int = _max_queue_size()
+    num_threads: int = _num_threads()
+    share_weights: str = _share_weights()
+    default_deadline_ms: int = _default_deadline_ms()
 
     def __post_init__(self) -> None:
         _check_all(self)

@@ -111,6 +111,9 @@ class RequestUnreadable(FastServeError):
 
     code = ErrorCode.INTERNAL
 
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"the request could not be read ({type(cause).__name__}: {cause})")
+
 
 class ResponderFailed(FastServeError):
     """A bug of ours, or a fault of Triton's, in sending an answer; its neighbours go on."""

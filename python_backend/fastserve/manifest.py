@@ -190,9 +190,19 @@ class ModelManifest:
                 )
         return manifest
 
+    def save(self, directory: Path) -> None:
+        """Write ``directory/manifest.json``."""
+        (directory / MANIFEST_FILE).write_text(self.to_json(), encoding="utf-8")
+
     def verify(self, directory: Path) -> list[str]:
         """Names of files whose SHA-256 differs from the manifest's. Reads everything: seconds per GB."""
         return [name for name, entry in self.files.items() if hash_file(directory / name).sha256 != entry.sha256]
+
+
+def hash_files(directory: Path) -> dict[str, FileEntry]:
+    """Every file below ``directory``, by its path from there."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): hash_file(path) for path in files}
 
 
 def hash_file(path: Path) -> FileEntry:

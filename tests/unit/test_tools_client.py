@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from fastserve.tools.client import GenerateRequest, RequestFailed, ServerUnreachable, connect
+from tests.local_servers import LocalHttpServer, started
 
 Inputs = dict[str, list[Any]]
 Script = Callable[[str, Inputs], Iterator[Mapping[str, Sequence[Any]]]]
@@ -94,7 +95,7 @@ def response(outputs: Mapping[str, Sequence[Any]]) -> Any:
     return service_pb2.ModelStreamInferResponse(infer_response=message)
 
 
-class HttpServer:
+class HttpServer(LocalHttpServer):
     def __init__(self, script: Script) -> None:
         self.cancelled = threading.Event()
         outer = self
@@ -131,21 +132,7 @@ class HttpServer:
                 if body is not None:
                     self.wfile.write(json.dumps(body).encode())
 
-            def log_message(self, *_: object) -> None:
-                """Tests are quiet."""
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().__init__(Handler)
 
 
 Serve = Callable[[Script], Any]
@@ -153,15 +140,7 @@ Serve = Callable[[Script], Any]
 
 @pytest.fixture(params=[GrpcServer, HttpServer], ids=["grpc", "http"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
-    servers: list[Any] = []
-
-    def start(script: Script) -> Any:
-        servers.append(request.param(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    yield from started(request.param)
 
 
 def test_a_stream_gives_each_delta_with_its_counts_and_the_reason_of_the_end(serve: Serve) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 from fastserve.errors import InvalidRequest, ToolError
 from fastserve.tools.client import RequestFailed, ServerUnreachable
 from fastserve.tools.encoder_client import EncoderRequest, connect_encoder, result_of, task_of
+from tests.local_servers import LocalHttpServer, started
 
 KINDS = {"score": "FP32", "start": "INT32"}
 ANSWER: dict[str, list[Any]] = {
@@ -94,7 +94,7 @@ class GrpcServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.server.stop(None).wait()
 
 
-class HttpServer:
+class HttpServer(LocalHttpServer):
     def __init__(self, seen: Seen) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -126,21 +126,7 @@ class HttpServer:
                 self.end_headers()
                 self.wfile.write(json.dumps(body).encode())
 
-            def log_message(self, *_: object) -> None:
-                """Tests are quiet."""
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().__init__(Handler)
 
 
 Serve = Callable[[Seen], Any]
@@ -148,15 +134,7 @@ Serve = Callable[[Seen], Any]
 
 @pytest.fixture(params=[GrpcServer, HttpServer], ids=["grpc", "http"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
-    servers: list[Any] = []
-
-    def start(seen: Seen) -> Any:
-        servers.append(request.param(seen))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    yield from started(request.param)
 
 
 def test_what_is_asked_arrives_as_one_row_with_typed_parameters(serve: Serve) -> None:

@@ -62,8 +62,7 @@ class EngineService(abc.ABC, Generic[RequestT]):
             received = _receive(request, channel)
         except Exception as error:  # Triton gave us what it should have refused
             logger.exception("a request could not be received")
-            unreadable = RequestUnreadable(f"the request could not be read ({type(error).__name__}: {error})")
-            self.outbox.put(Rejected(channel, unreadable))
+            self.outbox.put(Rejected(channel, RequestUnreadable(error)))
         else:
             self._reader.take(received)
 

@@ -54,8 +54,7 @@ class FunctionService:
             self._responder.put(Rejected(channel, error))
         except Exception as error:  # a bug in reading: this request is answered, the others go on
             logger.exception("a request could not be read")
-            unreadable = RequestUnreadable(f"the request could not be read ({type(error).__name__}: {error})")
-            self._responder.put(Rejected(channel, unreadable))
+            self._responder.put(Rejected(channel, RequestUnreadable(error)))
 
     def submit(self, channel: Channel, tensors: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         """Send the call of a request on its way. Raises InvalidRequest or QueueFull, and then nothing was sent."""

@@ -104,8 +104,7 @@ class RequestReader(Generic[RequestT]):
             self._outbox.put(Rejected(received.channel, error))
         except Exception as error:  # a bug in reading
             logger.exception("a request could not be read")
-            unreadable = RequestUnreadable(f"the request could not be read ({type(error).__name__}: {error})")
-            self._outbox.put(Rejected(received.channel, unreadable))
+            self._outbox.put(Rejected(received.channel, RequestUnreadable(error)))
         else:
             self._outbox.put(stream)  # before the engine can say anything about it
             self._submit(request)
