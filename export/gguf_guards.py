@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import transformers.modeling_gguf_pytorch_utils
+from transformers import modeling_gguf_pytorch_utils
 
 from fastserve.errors import ModelNotFound, UnsupportedModel
 
@@ -59,7 +59,7 @@ def read_gguf(path: Path) -> Any:
 def check_gguf_keys(reader: Any, config: Any) -> None:
     """Every ``<architecture>.*`` key must be in ``config``, or be neutral. Raises UnsupportedModel naming the key."""
     architecture = str(reader.fields["general.architecture"].contents())
-    loader: Any = transformers.modeling_gguf_pytorch_utils
+    loader: Any = modeling_gguf_pytorch_utils
     by_family = loader.GGUF_TO_TRANSFORMERS_MAPPING["config"]
     read = by_family.get(config.model_type.removesuffix("_text")) or by_family.get(architecture) or {}
     for key, field in reader.fields.items():
@@ -110,7 +110,7 @@ def _equal(value: Any, wanted: Any) -> bool:
 def check_gguf_tensors(reader: Any, model: Any) -> None:
     """Every tensor must have a place in ``model``. Raises UnsupportedModel naming those that were skipped."""
     architecture = str(reader.fields["general.architecture"].contents())
-    loader: Any = transformers.modeling_gguf_pytorch_utils
+    loader: Any = modeling_gguf_pytorch_utils
     processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)(config={})
     placed = set(loader.get_gguf_hf_weights_map(model, processor))
     placed |= {"output.weight"} if architecture == "gpt2" else set()  # placed by the processor itself

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import transformers
-import transformers.modeling_gguf_pytorch_utils
+from transformers import modeling_gguf_pytorch_utils
+from transformers.utils import logging as transformers_logging
 
 _CHATTY_LOGGERS = ("torch", "torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir", "huggingface_hub")
 _CHATTY_MODULES = (
@@ -28,10 +28,10 @@ _CHATTY_MODULES = (
 def quiet_libraries() -> Iterator[None]:
     """Raise the loggers to ERROR, ignore warnings issued by the libraries' own modules, hide progress bars; then restore."""
     loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
-    gguf_loader: Any = transformers.modeling_gguf_pytorch_utils  # draws a bar that no setting hides
+    gguf_loader: Any = modeling_gguf_pytorch_utils  # draws a bar that no setting hides
     gguf_bar = gguf_loader.tqdm
     levels = [logger.level for logger in loggers]
-    hub_logging: Any = transformers.utils.logging
+    hub_logging: Any = transformers_logging
     bars = hub_logging.is_progress_bar_enabled()
     try:
         for logger in loggers:

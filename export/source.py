@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers.utils
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastserve.errors import FastServeError, InvalidRequest, ModelNotFound, UnsupportedModel
@@ -90,7 +91,7 @@ def load_config(source: Source) -> Any:
             f"{source.location}: neither a local path nor a model the Hugging Face hub could give ({_first_line(error)}); "
             "check the spelling, the connection, and HF_TOKEN for private models"
         ) from error
-    except (ValueError, KeyError, ImportError) as error:
+    except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise UnsupportedModel(f"{source.label}: transformers cannot read its configuration: {_first_line(error)}") from error
     if not source.gguf_file and getattr(config, "quantization_config", None):
         raise UnsupportedModel(f"{source.label}: the checkpoint is quantised; export the full-precision model it was made from")

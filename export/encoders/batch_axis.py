@@ -89,7 +89,8 @@ class _Rewrite:
         flat = [value in self._flat for value in node.inputs]
         ranks = [0 if value is None or value.shape is None else len(value.shape) for value in (*node.inputs, *node.outputs)]
         if node.op_type in ELEMENTWISE:
-            return any(flat) and all(own or rank < ranks[-1] for own, rank in zip(flat, ranks, strict=False))
+            ones = [value is not None and value.shape is not None and value.shape[:1] == (1,) for value in node.inputs]
+            return any(flat) and all(a or b or rank < ranks[-1] for a, b, rank in zip(flat, ones, ranks, strict=False))
         if node.op_type in _ALONG_AXES:
             axes, rank = _axes(node), max(ranks[0], ranks[-1])
             return axes is not None and all(axis % rank for axis in axes) and all(flat if node.op_type == "Concat" else flat[:1])
@@ -101,6 +102,8 @@ class _Rewrite:
 
     def _copy(self, node: ir.Node) -> None:
         inputs = [value if value is None else self._flat.get(value, value) for value in node.inputs]
+        if node.op_type in ELEMENTWISE:
+            inputs = [self._squeezed(node, value) if value is not None else None for value in inputs]
         attributes = dict(node.attributes)
         if (place := _AXES_INPUT.get(node.op_type)) is not None:
             shifted = [_shifted(axis) for axis in integers(node.inputs[place]) or ()]
@@ -116,6 +119,15 @@ class _Rewrite:
         copy = ir.Node(node.domain, node.op_type, inputs, list(attributes.values()), outputs=outputs, name=f"{node.name}.flat")
         self._graph.insert_before(node, [copy])
         self._flat |= dict(zip(node.outputs, outputs, strict=True))
+
+    def _squeezed(self, reader: ir.Node, value: ir.Value) -> ir.Value:
+        """An operand that was computed with the batch axis, as long as the result, without it."""
+        rank, longest = (len(found.shape or ()) for found in (value, reader.outputs[0]))
+        if rank < longest:
+            return value
+        self._flat[value] = flat = self._insert(reader, "Squeeze", [value, self._constant([0], f"{value.name}.first_axis")])
+        flat.shape = ir.Shape((value.shape or ())[1:])
+        return flat
 
     def _insert(self, before: ir.Node, op_type: str, inputs: list[ir.Value]) -> ir.Value:
         node = ir.node(op_type, inputs)
@@ -135,10 +147,10 @@ def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads ``old`` read ``new``; an output of the graph keeps its name."""
+    """Let everything that reads ``old`` read ``new``; an output of the graph keeps its name and what its sizes are called."""
     if old.is_graph_output():
         name, old.name = old.name, f"{old.name}.replaced"
-        new.name = name
+        new.name, new.shape = name, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from fastserve.errors import UnsupportedModel
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.encoders.heads import HEADS, Rows, rows_read
 from fastserve.export.encoders.inputs import longest_sequence, position_offset, takes_token_types, tells_texts_apart
@@ -38,6 +39,8 @@ def plan_encoder(loaded: LoadedModel, options: ExportOptions) -> EncoderPlan:
     """Raises UnsupportedModel, ModelNotFound, or InvalidRequest for an option the model cannot do."""
     model = loaded.model
     check_model(model, needed=("position_ids",))
+    if options.task == "fill-mask" and loaded.tokenizer.mask_token_id is None:
+        raise UnsupportedModel(f"{model.config.model_type}: its tokenizer has no mask token, so there is nothing to fill")
     layers = probe(model, causal=False)
     check_layers(model.config, layers, causal=False)
     offset = position_offset(model)

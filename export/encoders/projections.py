@@ -14,6 +14,9 @@ from fastserve.export.graph_guards import TOKENS
 
 FloatArray = npt.NDArray[np.float32]
 
+_NARROWEST = 8
+"""Columns below which a product of its own costs more than a copy."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Projection:
@@ -86,7 +89,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     """[num_tokens, n] in parts."""
     projection = Projection.behind(node.inputs[0])
     widths = [value.shape[1] for value in node.outputs if value.shape is not None and len(value.shape) == 2]
-    numbers = [width for width in widths if isinstance(width, int)]
+    numbers = [width for width in widths if isinstance(width, int) and width >= _NARROWEST]
     if projection is None or node.attributes["axis"].as_int() not in (-1, 1) or len(numbers) != len(node.outputs):
         return
     start = 0

@@ -61,7 +61,8 @@ class EncoderReference:
 def encoder_reference(loaded: LoadedModel, plan: EncoderPlan, task: str) -> EncoderReference:
     """Run the source model. A window of up to 1024 tokens is proven by a sequence that reaches well beyond it on both sides."""
     generator = np.random.default_rng(0)
-    texts = _texts(loaded.tokenizer, plan, generator, pairs=task in PAIR_TASKS)
+    known = loaded.model.get_input_embeddings().weight.shape[0]  # a tokenizer may have more ids than the model has rows
+    texts = [text for text in _texts(loaded.tokenizer, plan, generator, pairs=task in PAIR_TASKS) if max(text.token_ids) < known]
     sequences = [*texts, *_random_sequences(loaded.model, plan, generator)]
     with torch.no_grad():
         outputs = [_output(loaded.model, sequence, plan.rows) for sequence in sequences]
@@ -124,7 +125,7 @@ def prove_encoder(directory: Path, manifest: ModelManifest, reference: EncoderRe
         "longest_sequence": float(max(len(sequence.token_ids) for sequence in reference.sequences)),
     }
     if manifest.model.dtype == "int8":
-        count = reference.num_texts
+        count = reference.num_texts or len(together)
         measures |= likeness(together[:count], reference.outputs[:count])
         judge_int8(measures)
     else:

@@ -29,7 +29,7 @@ def use_rotary_nodes(graph: ir.Graph, longest: int) -> None:
     """Replace the rotations of queries and keys [num_tokens, heads * head_size]. ``longest``: rows of the tables."""
     rewrite = _Rewrite(graph, longest)
     for attention in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, ATTENTION)]:
-        for value in attention.inputs[:2]:
+        for value in dict.fromkeys(attention.inputs[:2]):
             if value is not None:
                 rewrite.visit(value)
 
@@ -42,39 +42,43 @@ class _Rewrite:
 
     def visit(self, rotated: ir.Value) -> None:
         """``rotated``: what attention reads."""
-        found = _rotation(rotated)
-        width = rotated.shape[1] if rotated.shape is not None else None
-        tables = [self._table(angles) for angles in found[1:]] if found is not None else []
-        if found is None or not isinstance(width, int) or len(tables) != 2 or tables[0] is None or tables[1] is None:
+        found, node = _rotation(rotated), rotated.producer()
+        if found is None or node is None:
             return
-        plain, half = found[0], tables[0].const_value.numpy().shape[1]  # type: ignore[union-attr]
-        node = rotated.producer()
-        assert node is not None
+        plain, *tables = found[0], *(table for angles in found[1:] if (table := self._table(angles)) is not None)
+        sizes = [value.shape[1] for value in (plain, *tables) if value.shape is not None]
+        numbers = [size for size in sizes if isinstance(size, int)]
+        if len(numbers) == 3:
+            width, half, _ = numbers
+            self._replace(rotated, node, (plain, *tables), width // (2 * half))
+
+    def _replace(self, rotated: ir.Value, node: ir.Node, found: tuple[ir.Value, ...], num_heads: int) -> None:
+        """``found``: what is rotated [num_tokens, heads * head_size], and the tables of cosines and sines."""
+        plain, *tables = found
+        assert plain.shape is not None
+        width = plain.shape[1]
+        assert isinstance(width, int)
         positions = next(value for value in self._graph.inputs if value.name == _POSITIONS)
         name = f"{rotated.name}.rotary"
-        made = [
-            ir.node("Reshape", [plain, self._constant([-1, 1, width], f"{name}.shape")]),
-            ir.node("Unsqueeze", [positions, self._constant([1], f"{name}.length_axis")]),
-        ]
-        operands = [made[0].outputs[0], made[1].outputs[0], tables[0], tables[1]]
-        made.append(ir.Node(OPERATOR_DOMAIN, OPERATOR, operands, [ir.AttrInt64("num_heads", width // (2 * half))], name=name))
-        made.append(ir.node("Reshape", [made[2].outputs[0], self._constant([-1, width], f"{name}.flat_shape")]))
-        flat = ir.Shape([TOKENS, width])
-        for new, shape in zip(
-            made, (ir.Shape([TOKENS, 1, width]), ir.Shape([TOKENS, 1]), ir.Shape([TOKENS, 1, width]), flat), strict=True
-        ):
-            new.outputs[0].type, new.outputs[0].shape = rotated.type, shape
-        made[1].outputs[0].type = positions.type
-        self._graph.insert_before(node, made)
+        rows = ir.node("Reshape", [plain, self._constant([-1, 1, width], f"{name}.shape")])
+        places = ir.node("Unsqueeze", [positions, self._constant([1], f"{name}.length_axis")])
+        operands = [rows.outputs[0], places.outputs[0], *tables]
+        turned = ir.Node(OPERATOR_DOMAIN, OPERATOR, operands, [ir.AttrInt64("num_heads", num_heads)], name=name)
+        flat = ir.node("Reshape", [turned.outputs[0], self._constant([-1, width], f"{name}.flat_shape")])
+        for new in (rows, turned, flat):
+            new.outputs[0].type = rotated.type
+            new.outputs[0].shape = ir.Shape([TOKENS, width] if new is flat else [TOKENS, 1, width])
+        places.outputs[0].type, places.outputs[0].shape = positions.type, ir.Shape([TOKENS, 1])
+        self._graph.insert_before(node, [rows, places, turned, flat])
         self._graph.opset_imports.setdefault(OPERATOR_DOMAIN, 1)
-        replace(rotated, made[-1].outputs[0])
+        replace(rotated, flat.outputs[0])
 
     def _constant(self, numbers: list[int], name: str) -> ir.Value:
         return constant(self._graph, name, ir.tensor(numbers, dtype=ir.DataType.INT64))
 
     def _table(self, angles: ir.Value) -> ir.Value | None:
-        """``angles`` [num_tokens, head_size] for each position, [longest, head_size / 2], if its halves are equal and positions
-        are all it depends on."""
+        """``angles`` [1, num_tokens, head_size] for each position, [longest, head_size / 2], if its halves are equal and
+        positions are all it depends on."""
         if angles not in self._tables:
             table = _evaluated(self._graph, angles, self._longest)
             half = 0 if table is None else table.shape[1] // 2
@@ -87,8 +91,8 @@ class _Rewrite:
 
 
 def _rotation(rotated: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """(what is rotated [num_tokens, heads * head_size], cosines and sines [num_tokens, head_size]), if ``rotated`` is the sum
-    of x * cosines and the turned x * sines, all of them [heads, num_tokens, head_size] on the way."""
+    """(what is rotated [num_tokens, heads * head_size], cosines and sines [1, num_tokens, head_size]), if ``rotated`` is the
+    sum of x * cosines and the turned x * sines, x being [heads, num_tokens, head_size]."""
     reshape = _made_by("Reshape", rotated)
     back = _made_by("Transpose", reshape.inputs[0]) if reshape is not None else None
     total = _made_by("Add", back.inputs[0]) if back is not None else None
@@ -99,9 +103,8 @@ def _rotation(rotated: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value] | None:
         for x, cosines in (direct.inputs, direct.inputs[::-1]):
             for halves, sines in (turned.inputs, turned.inputs[::-1]):
                 plain = _flat_heads(x) if x is not None and _turns(halves, x) else None
-                angles = [_per_token(cosines), _per_token(sines)]
-                if plain is not None and angles[0] is not None and angles[1] is not None and _swaps_heads(back):
-                    return plain, angles[0], angles[1]
+                if plain is not None and cosines is not None and sines is not None and _swaps_heads(back):
+                    return plain, cosines, sines
     return None
 
 
@@ -140,19 +143,13 @@ def _swaps_heads(node: ir.Node | None) -> bool:
     return node is not None and list(node.attributes["perm"].as_ints()) == [1, 0, 2]
 
 
-def _per_token(value: ir.Value | None) -> ir.Value | None:
-    """[num_tokens, head_size], of which ``value`` is [1, num_tokens, head_size]."""
-    node = _made_by("Unsqueeze", value)
-    return node.inputs[0] if node is not None and integers(node.inputs[1]) in ([0], [-3]) else None
-
-
 def _made_by(op_type: str, value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type else None
 
 
 def _evaluated(graph: ir.Graph, value: ir.Value, longest: int) -> FloatArray | None:
-    """``value`` for positions 0 to ``longest`` - 1; None if it depends on anything else."""
+    """``value`` [1, num_tokens, n] for positions 0 to ``longest`` - 1; None if it depends on anything else."""
     positions = [given for given in graph.inputs if given.name == _POSITIONS]
     try:
         part = ir.convenience.extract(graph, positions, [value])
@@ -161,4 +158,4 @@ def _evaluated(graph: ir.Graph, value: ir.Value, longest: int) -> FloatArray | N
     model = ir.Model(part, ir_version=10)
     (found,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {_POSITIONS: np.arange(longest)})
     table: FloatArray = np.asarray(found, np.float32)
-    return table
+    return table[0] if table.ndim == 3 and table.shape[:2] == (1, longest) else None

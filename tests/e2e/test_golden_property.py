@@ -71,6 +71,10 @@ def test_tokens_are_the_same_alone_and_in_a_crowd(server, references, name, make
 def test_a_small_pool_really_preempts(server, references):
     before = read_metric(server, "vllm:num_preemptions_total", "llama-small-pool")
     prompts = random_prompts("preempt", references("llama").config.vocab_size)
-    answers = ask_all(server.grpc_url, [greedy("llama-small-pool", prompt) for prompt in prompts], CONCURRENCY)
-    assert all(answer.finish_reason for answer in answers)
-    wait_until(lambda: read_metric(server, "vllm:num_preemptions_total", "llama-small-pool") > before, 10)
+
+    def some_were_preempted() -> bool:
+        answers = ask_all(server.grpc_url, [greedy("llama-small-pool", prompt) for prompt in prompts], CONCURRENCY)
+        assert all(answer.finish_reason for answer in answers)
+        return read_metric(server, "vllm:num_preemptions_total", "llama-small-pool") > before
+
+    wait_until(some_were_preempted, 60)
