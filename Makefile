@@ -22,7 +22,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench-attention bench-encoders bench-instances clean
+.PHONY: help setup demo test check fmt prove-encoders bench-attention bench-encoders bench-instances clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -77,6 +77,9 @@ check: $(READY) ## lint, format and types
 fmt: $(READY) ## format, and mend what lint can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+prove-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## every encoder task through Triton against its source model, on 500 items
+	$(BIN)/python benchmarks/served_equals_source.py
 
 bench-attention: $(READY) $(KERNELS) ## measure the attention kernels
 	$(BIN)/python benchmarks/bench_attention.py
