@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_encoders import fresh_token_classifier
+from direct_comparison import compare_fill_mask, compare_reranking
 from report import RESULTS, SEED, write_json
 from rich.console import Console
 from rich.progress import Progress
@@ -48,7 +49,7 @@ def write_model(package: Path, folder: Path, kind: str, labels: Sequence[str] = 
     tokenizer = transformers.AutoTokenizer.from_pretrained(package)
     model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(package, num_labels=len(labels) or 2)
     for name, parameter in model.named_parameters():
-        if name.startswith(("classifier", "qa_outputs")):
+        if name.startswith(("classifier", "qa_outputs", "cls.predictions.transform")):
             torch.nn.init.normal_(parameter, std=HEAD_STD)
     if labels:
         model.config.id2label = dict(enumerate(labels))
@@ -144,6 +145,13 @@ JOBS: dict[str, tuple[str, str, Callable[[Datasets], Path], tuple[str, ...]]] = 
 """(model, its task, its dataset, arguments of ``fastserve evaluate``) by what is shown."""
 
 
+DIRECT_JOBS = {
+    "fill-mask": ("filler", "fill-mask", compare_fill_mask),
+    "reranking": ("ranker", "reranking", compare_reranking),
+}
+"""(model, its task, its comparison); in fp32 only, because nothing says how far int8 may be from its source here."""
+
+
 def write_models(package: Path, folder: Path) -> dict[str, Path]:
     """The source of each model of :data:`JOBS`."""
     kind = "SequenceClassification"
@@ -153,6 +161,8 @@ def write_models(package: Path, folder: Path) -> dict[str, Path]:
         "relations": write_model(package, folder / "relations", kind, ("none", "born", "works"), MARKERS),
         "answerer": write_model(package, folder / "answerer", "QuestionAnswering"),
         "embedder": package.absolute(),
+        "filler": write_model(package, folder / "filler", "MaskedLM"),
+        "ranker": write_model(package, folder / "ranker", kind, ("relevant",)),
         "entailment": write_model(package, folder / "entailment", kind, ("contradiction", "neutral", "entailment")),
     }
 
@@ -172,13 +182,14 @@ def measure(package: Path, sentences: list[str], dtype: str, work: Path) -> list
     repository = work / "repository"
     rows = []
     with Progress(console=Console(file=sys.stderr)) as progress:
-        bar = progress.add_task("export", total=len(JOBS) * (1 + len(CONCURRENCIES)))
+        direct = DIRECT_JOBS if dtype == "fp32" else {}
+        bar = progress.add_task("export", total=(len(JOBS) + len(direct)) * (1 + len(CONCURRENCIES)))
         with quiet_libraries():
             sources = write_models(package, work)
-            tasks = {model: task for model, task, _, _ in JOBS.values()}
+            tasks = {model: task for model, task, *_ in (*JOBS.values(), *direct.values())}
             for model, task in tasks.items():
                 export_any(str(sources[model]), ExportOptions(output=repository, task=task, name=model, dtype=dtype))
-        progress.update(bar, advance=len(JOBS))
+        progress.update(bar, advance=len(JOBS) + len(direct))
         datasets = Datasets(sentences, work)
         for shown, (model, _, write, arguments) in JOBS.items():
             file = write(datasets)
@@ -188,6 +199,12 @@ def measure(package: Path, sentences: list[str], dtype: str, work: Path) -> list
                 options += ("--concurrency", str(concurrency), *arguments)
                 found = evaluate(model, file, options, work / f"{model}-{file.stem}-{concurrency}.json")
                 rows.append({"task": shown, "concurrency": concurrency, **found["comparison"]})
+                progress.advance(bar)
+        for shown, (model, _, compare) in direct.items():
+            for concurrency in CONCURRENCIES:
+                progress.update(bar, description=f"{shown}, {concurrency} at a time")
+                found = compare(sources[model], repository, model, sentences, concurrency)
+                rows.append({"task": shown, "concurrency": concurrency, **found})
                 progress.advance(bar)
     return rows
 
@@ -205,7 +222,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options.package, sentences, options.dtype, Path(folder))
     table = Table(title=f"served ({options.dtype}) against its source")
-    for column in ("task", "at a time", "compared", "differ", "in the answer", "worst score"):
+    for column in ("task", "at once", "items", "differ", "in answer", "score by"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for row in rows:
         counts = (row["concurrency"], row["compared"], row["differing"], row["differing_answers"])
