@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from fastserve.errors import UnsupportedModel
+from fastserve.errors import UnsupportedModel, first_line
 
 OPSET = 21
 
@@ -28,8 +28,7 @@ def trace(
         except UnsupportedModel:
             raise
         except Exception as error:  # torch.export has no common base class for what a model may provoke
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnsupportedModel(f"{model_type}: torch.export cannot trace it: {reason[:300]}") from error
+            raise UnsupportedModel(f"{model_type}: torch.export cannot trace it: {first_line(error)}") from error
 
 
 def convert(
@@ -54,8 +53,7 @@ def convert(
         )
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error  # the error itself is a page of advice
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UnsupportedModel(f"it cannot be converted to ONNX: {reason[:300]}") from error
+        raise UnsupportedModel(f"it cannot be converted to ONNX: {first_line(cause)}") from error
     assert converted is not None  # only None without dynamo
     model: ir.Model = converted.model
     multiply_by_shared_weights(model.graph)

@@ -23,7 +23,7 @@ from fastserve.export.padded.outputs import choose_outputs, outputs_of
 from fastserve.export.padded.proof import PaddingProof, prove_padding
 from fastserve.export.padded.settings import GraphModel, model_of, padded_settings
 from fastserve.export.padded.source import OnnxSource, find_onnx, load_onnx_tokenizer
-from fastserve.export.publish import check_target, staged_version
+from fastserve.export.publish import check_target, has_config, staged_version
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.source import LoadedModel
 from fastserve.export.stages import StageClock, readable_os_errors
@@ -77,8 +77,9 @@ def _import(source: str, options: ExportOptions, progress: Progress) -> ExportRe
             manifest = dataclasses.replace(manifest, encoder=spec, proof=proof.measures)
             manifest.save(directory)
             check_served(directory)
-            clock.begin(Stage.MEASURE)
-            write_encoder_config(directory, manifest.task, _measured(directory, manifest))
+            if not has_config(target):
+                clock.begin(Stage.MEASURE)
+                write_encoder_config(directory, manifest.task, _measured(directory, manifest))
     return ExportResult(target, manifest, clock.end(), (*checked.settings.notes, *_notes(checked, proof)))
 
 
@@ -121,12 +122,10 @@ def _write(checked: _Checked, directory: Path, options: ExportOptions) -> ModelM
 
 
 def _measured(directory: Path, manifest: ModelManifest) -> Throughputs:
-    spec = manifest.encoder
-    assert spec is not None
-    if spec.batching != PADDED:
+    assert manifest.encoder is not None
+    if manifest.encoder.batching != PADDED:
         return {}
-    runner = PaddedEncoderRunner(directory, manifest)
-    return measure(runner, manifest.model.vocab_size, rows=spec.output == "row", lengths=EVEN_SENTENCES)
+    return measure(PaddedEncoderRunner(directory, manifest), manifest, lengths=EVEN_SENTENCES)
 
 
 def _notes(checked: _Checked, proof: PaddingProof) -> list[str]:

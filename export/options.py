@@ -38,11 +38,16 @@ _TASKS_WITH = {
 }
 """Option -> the tasks it is for."""
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+CONFIG_FILE = "config.pbtxt"
+"""In a model's folder: what Triton reads, and what a user edits."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MODEL_NAME_ALLOWED = "letters, digits, '_', '-' and '.', not starting with '.', '_' or '-'"
 
 
 class Stage(enum.Enum):
-    """The stages of an export in their order; ``value`` is what a person reads. Only encoders are measured."""
+    """The stages of an export in their order; ``value`` is what a person reads. Only encoders are measured, and only where
+    there is no config.pbtxt yet."""
 
     LOAD = "load the source model"
     TRACE = "trace the packed graph"
@@ -94,8 +99,8 @@ class ExportOptions:
             raise InvalidRequest("dtype", self.dtype, f"fp32 for {GENERATION_TASK}")
         if self.version < 1:
             raise InvalidRequest("version", self.version, "a whole number, at least 1")
-        if self.name is not None and not _MODEL_NAME.fullmatch(self.name):
-            raise InvalidRequest("name", self.name, "letters, digits, '_', '-' and '.', not starting with '.', '_' or '-'")
+        if self.name is not None and not MODEL_NAME.fullmatch(self.name):
+            raise InvalidRequest("name", self.name, MODEL_NAME_ALLOWED)
         self._check_encoder_settings()
 
     def _check_encoder_settings(self) -> None:

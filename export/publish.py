@@ -12,9 +12,7 @@ from pathlib import Path
 
 from fastserve.errors import ToolError
 from fastserve.export.config_pbtxt import render_config_pbtxt
-from fastserve.export.options import ExportOptions
-
-CONFIG_FILE = "config.pbtxt"
+from fastserve.export.options import CONFIG_FILE, ExportOptions
 
 _STAGING_PREFIX = ".fastserve-export-"
 _REPLACED = "replaced"
@@ -37,6 +35,11 @@ def check_target(options: ExportOptions, name: str) -> Path:
     _check_writable(model_directory)
     _check_writable(_staging_home(options.output))
     return target
+
+
+def has_config(target: Path) -> bool:
+    """Whether a config.pbtxt lies beside the version folder ``target``: it is the user's, and stays."""
+    return (target.parent / CONFIG_FILE).exists()
 
 
 def _read_config(path: Path) -> str:

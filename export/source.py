@@ -14,10 +14,9 @@ import transformers.utils
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from fastserve.errors import FastServeError, InvalidRequest, ModelNotFound, UnsupportedModel
+from fastserve.errors import FastServeError, InvalidRequest, ModelNotFound, UnsupportedModel, first_line
 from fastserve.export.gguf_guards import check_gguf_keys, check_gguf_tensors, read_gguf
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+from fastserve.export.options import HUB_ID
 
 _NOT_WEIGHTS = re.compile(
     r"rotary_emb\.inv_freq$"  # computed from the configuration
@@ -62,7 +61,7 @@ def resolve(text: str) -> Source:
         return Source(str(path.parent), path.stem, path.name)
     if path.is_dir():
         return _resolve_directory(path)
-    if not _HUB_ID.fullmatch(text) or path.suffix == ".gguf":
+    if not HUB_ID.fullmatch(text) or path.suffix == ".gguf":
         raise ModelNotFound(f"{text}: no such file or folder")
     return Source(text, text, is_local=False)
 
@@ -86,13 +85,13 @@ def load_config(source: Source) -> Any:
         config = AutoConfig.from_pretrained(source.location, **source.arguments())
     except OSError as error:
         if source.is_local:
-            raise ModelNotFound(f"{source.location}: {_first_line(error)}") from error
+            raise ModelNotFound(f"{source.location}: {first_line(error)}") from error
         raise ModelNotFound(
-            f"{source.location}: neither a local path nor a model the Hugging Face hub could give ({_first_line(error)}); "
+            f"{source.location}: neither a local path nor a model the Hugging Face hub could give ({first_line(error)}); "
             "check the spelling, the connection, and HF_TOKEN for private models"
         ) from error
     except (ValueError, KeyError, ImportError, StrictDataclassError) as error:
-        raise UnsupportedModel(f"{source.label}: transformers cannot read its configuration: {_first_line(error)}") from error
+        raise UnsupportedModel(f"{source.label}: transformers cannot read its configuration: {first_line(error)}") from error
     if not source.gguf_file and getattr(config, "quantization_config", None):
         raise UnsupportedModel(f"{source.label}: the checkpoint is quantised; export the full-precision model it was made from")
     return config
@@ -139,17 +138,17 @@ def load_weights(source: Source, config: Any, auto_class: Any) -> tuple[Any, dic
             **source.arguments(),
         )
     except (ValueError, ImportError) as error:
-        raise UnsupportedModel(f"{source.label}: {_first_line(error)}") from error
+        raise UnsupportedModel(f"{source.label}: {first_line(error)}") from error
     except RuntimeError as error:
         if "size mismatch" in str(error) or "mismatched" in str(error):
             raise UnsupportedModel(
-                f"{source.label}: the shapes of the weights are not those of config.json ({_first_line(error)})"
+                f"{source.label}: the shapes of the weights are not those of config.json ({first_line(error)})"
             ) from error
-        raise _unreadable(source, "the weights", error) from error
+        raise unreadable(source, "the weights", error) from error
     except FastServeError:
         raise
     except Exception as error:  # every file format has exceptions of its own for a damaged file
-        raise _unreadable(source, "the weights", error) from error
+        raise unreadable(source, "the weights", error) from error
     return loaded[0], loaded[1]
 
 
@@ -161,24 +160,28 @@ def check_generation_config(source: Source) -> None:
     if source.gguf_file:
         return
     name = "generation_config.json"
-    if (settings := read_json(source, name)) is None:
+    if (settings := read_json(source, name, dict)) is None:
         return
     try:
         make: Any = GenerationConfig
         make(**settings)
     except (ValueError, TypeError, AttributeError) as error:
-        raise _unreadable(source, name, error) from error
+        raise unreadable(source, name, error) from error
 
 
-def read_json(source: Source, name: str) -> Any:
-    """A JSON file that lies beside the weights; None without it. Raises ModelNotFound when it cannot be read."""
+def read_json(source: Source, name: str, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
+    """A JSON file that lies beside the weights; None without it. Raises ModelNotFound when it cannot be read, or holds no
+    ``kind``."""
     missing_is_fine = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     hub: Any = transformers.utils.hub
     path = hub.cached_file(source.location, name, local_files_only=source.is_local, **missing_is_fine)
     try:
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise _unreadable(source, name, error) from error
+        content = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        if content is not None and not isinstance(content, kind):
+            raise TypeError(f"it holds a {type(content).__name__}, allowed: a {kind.__name__}")
+    except (ValueError, TypeError, OSError) as error:
+        raise unreadable(source, name, error) from error
+    return content
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -186,30 +189,33 @@ def load_tokenizer(source: Source) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **source.arguments())
     except OSError as error:
-        raise _unreadable(source, "the tokenizer", error) from error
+        raise unreadable(source, "the tokenizer", error) from error
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise UnsupportedModel(f"{source.label}: the tokenizer cannot be loaded: {_first_line(error)}{_hint(source)}") from error
+        raise UnsupportedModel(f"{source.label}: the tokenizer cannot be loaded: {first_line(error)}{_hint(source)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise UnsupportedModel(f"{source.label}: its tokenizer ({type(tokenizer).__name__}) has no fast version (tokenizer.json)")
     return tokenizer
 
 
-def _unreadable(source: Source, what: str, error: BaseException) -> ModelNotFound:
-    return ModelNotFound(f"{source.label}: {what} cannot be read: {_first_line(error)}{_hint(source)}")
+def is_pointer(file: Path) -> bool:
+    """Whether Git LFS has left ``file`` at what it points to."""
+    with file.open("rb") as content:
+        return content.read(len(_POINTER)) == _POINTER
+
+
+def unreadable(source: Source, what: str, error: BaseException) -> ModelNotFound:
+    """``what``: the file that ``error`` is about."""
+    return ModelNotFound(f"{source.label}: {what} cannot be read: {first_line(error)}{_hint(source)}")
 
 
 def _hint(source: Source) -> str:
     """What the user may have forgotten, when files of a local source are only pointers to the real ones."""
     folder = Path(source.location)
     for file in sorted(folder.iterdir()) if source.is_local and folder.is_dir() else ():
-        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+        if file.is_file() and is_pointer(file):
             return f" ({file.name} is only a pointer to the file: run `git lfs pull` in the folder)"
     return ""
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

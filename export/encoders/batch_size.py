@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastserve.core.encoding import TokenSequence
+from fastserve.manifest import ModelManifest
 
 _SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 SENTENCES = (8, 43)
@@ -36,17 +37,17 @@ class Runner(Protocol):
 
 def measure(
     runner: Runner,
-    vocab_size: int,
+    manifest: ModelManifest,
     *,
-    rows: bool,
     lengths: tuple[int, int] = SENTENCES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Throughputs:
-    """``rows``: whether the graph gives only marked rows; then one is marked in each sentence. ``lengths``: of sentences.
+    """``lengths``: of sentences, which are shorter where the model takes less. Where the graph gives only marked rows, one is
+    marked in each sentence.
 
     Every size has its turn in each round, so that what else the machine does meanwhile hits all of them; the best run counts.
     """
-    runs = {size: _sentences(size, vocab_size, rows, lengths) for size in _SIZES}
+    runs = {size: _sentences(size, manifest, lengths) for size in _SIZES}
     best: dict[int, float] = {}  # size -> seconds
     for _ in range(_ROUNDS):
         for size, sentences in runs.items():
@@ -66,12 +67,14 @@ def best_size(throughputs: Throughputs) -> int:
     return min(size for size, throughput in throughputs.items() if throughput >= _GOOD_ENOUGH * best)
 
 
-def _sentences(num_tokens: int, vocab_size: int, rows: bool, lengths: tuple[int, int]) -> list[TokenSequence]:
+def _sentences(num_tokens: int, manifest: ModelManifest, lengths: tuple[int, int]) -> list[TokenSequence]:
+    assert manifest.encoder is not None
+    longest, rows = manifest.encoder.max_length, (0,) if manifest.encoder.output == "row" else ()
     generator = np.random.default_rng(0)
     sentences = []
     while num_tokens > 0:
-        length = min(num_tokens, int(generator.integers(*lengths)))
-        token_ids = tuple(generator.integers(0, vocab_size, length).tolist())
-        sentences.append(TokenSequence(token_ids, rows=(0,) if rows else ()))
+        length = min(num_tokens, longest, int(generator.integers(*lengths)))
+        token_ids = tuple(generator.integers(0, manifest.model.vocab_size, length).tolist())
+        sentences.append(TokenSequence(token_ids, rows=rows))
         num_tokens -= length
     return sentences

@@ -20,8 +20,16 @@ from fastserve.export.encoders.loading import load_encoder
 from fastserve.export.encoders.plan import EncoderPlan, plan_encoder
 from fastserve.export.encoders.proof import EncoderReference, encoder_reference, prove_encoder
 from fastserve.export.onnx_files import write_graph
-from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
-from fastserve.export.publish import CONFIG_FILE, check_target, staged_version
+from fastserve.export.options import (
+    CONFIG_FILE,
+    ExportOptions,
+    ExportResult,
+    Progress,
+    Stage,
+    model_name_from,
+    no_progress,
+)
+from fastserve.export.publish import check_target, has_config, staged_version
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import context_limit
 from fastserve.export.source import LoadedModel, load_config, resolve
@@ -64,8 +72,9 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
             manifest = dataclasses.replace(manifest, proof=prove_encoder(directory, manifest, reference))
             manifest.save(directory)
             check_served(directory)
-            clock.begin(Stage.MEASURE)
-            write_encoder_config(directory, manifest.task, _measured(directory, manifest))
+            if not has_config(target):
+                clock.begin(Stage.MEASURE)
+                write_encoder_config(directory, manifest.task, measure(EncoderRunner(directory, manifest), manifest))
     return ExportResult(target, manifest, clock.end(), notes)
 
 
@@ -124,12 +133,6 @@ def check_served(directory: Path) -> None:
         make_task(manifest, Tokenizer(directory, manifest.tokenizer))
     except ManifestError as error:
         raise UnsupportedModel(f"{manifest.model.source}: cannot be served for {manifest.task}: {error}") from error
-
-
-def _measured(directory: Path, manifest: ModelManifest) -> Throughputs:
-    assert manifest.encoder is not None
-    runner = EncoderRunner(directory, manifest)
-    return measure(runner, manifest.model.vocab_size, rows=manifest.encoder.output == "row")
 
 
 def write_encoder_config(directory: Path, task: str, throughputs: Throughputs) -> None:

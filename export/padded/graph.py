@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import onnx_ir as ir
 
 from fastserve.errors import ModelNotFound, UnsupportedModel
+from fastserve.export.source import is_pointer
 from fastserve.manifest import TensorSpec
 from fastserve.worker.padded_batch import INTEGER_TYPES, PADDED_INPUTS
 
@@ -19,7 +20,6 @@ BATCH, LENGTH = "batch", "length"
 
 _TAKES = f"allowed: {', '.join(PADDED_INPUTS)}, each {' or '.join(INTEGER_TYPES)} [{BATCH}, {LENGTH}]"
 _DYNAMIC = f"its axes must be dynamic: [{BATCH}, {LENGTH}]; export the graph again with dynamic axes"
-_POINTER = b"version https://git-lfs"
 
 _ONE_SCALE_FOR_ALL = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 """Operations that look at the whole batch to find the one scale by which they round every number in it."""
@@ -49,7 +49,7 @@ class ImportedGraph:
 
 def read_graph(file: Path) -> ImportedGraph:
     """Raises ModelNotFound when the file or one with its weights cannot be read, UnsupportedModel naming a bad input."""
-    if file.read_bytes()[: len(_POINTER)] == _POINTER:
+    if is_pointer(file):
         raise ModelNotFound(f"{file} is only a pointer to the file: run `git lfs pull` in its folder")
     try:
         model = ir.load(file)

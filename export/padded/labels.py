@@ -18,7 +18,7 @@ def read_labels(file: Path) -> tuple[str, ...]:
     Raises InvalidRequest.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         found = _from_json(json.loads(text)) if file.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise InvalidRequest("labels", str(file), f"{_ALLOWED} ({error})") from None

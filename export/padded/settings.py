@@ -13,7 +13,7 @@ from fastserve.export.encoders.heads import HEADS
 from fastserve.export.encoders.settings import EncoderSettings, encoder_settings
 from fastserve.export.options import ExportOptions
 from fastserve.export.padded.labels import read_labels
-from fastserve.export.source import LoadedModel, Source, read_json
+from fastserve.export.source import LoadedModel, Source, read_json, unreadable
 from fastserve.manifest import TensorSpec
 
 _USUAL_LENGTH = 512
@@ -35,7 +35,7 @@ class GraphModel:
 
 def model_of(source: Source, tokenizer: Any, options: ExportOptions) -> GraphModel:
     """Raises ModelNotFound for a configuration that cannot be read, InvalidRequest for bad labels."""
-    settings = read_json(source, "config.json") or {}
+    settings = read_json(source, "config.json", dict) or {}
     labels = read_labels(options.labels) if options.labels is not None else None
     if labels is not None:
         settings = {**settings, "id2label": dict(enumerate(labels))}
@@ -44,7 +44,11 @@ def model_of(source: Source, tokenizer: Any, options: ExportOptions) -> GraphMod
     if HEADS[options.task].names_labels and "id2label" not in settings:
         raise InvalidRequest("labels", None, "a file with a label on each line (--labels FILE), for config.json names none")
     kind = settings.pop("model_type", "onnx")
-    config: Any = PretrainedConfig(**settings)
+    make: Any = PretrainedConfig
+    try:
+        config = make(**settings)
+    except Exception as error:  # transformers checks what it is given in many ways
+        raise unreadable(source, "config.json", error) from error
     config.model_type = kind
     return GraphModel(config, settings.get("vocab_size") or len(tokenizer), _longest(settings, kind, tokenizer, options))
 
@@ -71,6 +75,11 @@ def padded_settings(loaded: LoadedModel, options: ExportOptions, outputs: tuple[
     asked = dataclasses.replace(options, pooling="mean") if pooled else options
     settings = encoder_settings(loaded, asked, loaded.model.longest, loaded.model.vocab_size)
     labels = settings.spec.labels
+    if options.task == "fill-mask" and shape[-1] != loaded.model.vocab_size:
+        raise UnsupportedModel(
+            f"the graph's output {outputs[0].name} has {shape[-1]} columns, but the vocabulary {loaded.model.vocab_size} tokens; "
+            "allowed: a column for each token (vocab_size in config.json, else what the tokenizer has)"
+        )
     if head.names_labels and shape[-1] != len(labels):
         where = str(options.labels) if options.labels is not None else str(Path(loaded.source.location) / "config.json")
         raise UnsupportedModel(

@@ -55,7 +55,7 @@ def find_onnx(text: str) -> OnnxSource:
     graph = _only_graph(path) if path.is_dir() else path
     if not graph.is_file():
         raise ModelNotFound(f"{path}: no such file")
-    folder = graph.resolve().parent
+    folder = graph.parent.resolve()  # not the graph itself, which may be a link, as in the hub's cache
     candidates = [folder, *([folder.parent] if folder.name == _GRAPH_FOLDER else [])]
     found = next((folder for folder in candidates if (folder / "tokenizer.json").is_file()), None)
     if found is None:

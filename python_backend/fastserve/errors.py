@@ -32,6 +32,11 @@ def shorten(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without the pages that may follow; its name when it says nothing."""
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+
+
 class FastServeError(Exception):
     """Base of every deliberate error. ``str(error)`` is the whole message a user sees."""
 

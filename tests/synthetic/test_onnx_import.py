@@ -118,6 +118,33 @@ def test_tokenizer_and_configuration_may_lie_beside_a_folder_of_graphs(tmp_path)
     assert import_encoder(tmp_path, tmp_path / "my-ner" / "onnx" / "model_quantized.onnx").manifest.model.name == "my-ner"
 
 
+def test_a_graph_may_be_a_link_as_in_the_cache_of_the_hub(tmp_path):
+    graph = PaddedEncoder().save(tmp_path / "my-ner", **CONFIG)
+    (tmp_path / "blobs").mkdir()
+    graph.symlink_to(graph.rename(tmp_path / "blobs" / "0a1b2c"))
+    assert import_encoder(tmp_path, graph).manifest.model.name == "my-ner"
+
+
+def test_a_graph_that_takes_less_than_a_usual_sentence_is_measured_on_shorter_ones(tmp_path):
+    graph = PaddedEncoder().save(tmp_path / "short", **CONFIG)
+    model = onnx.load(graph)
+    for initializer in model.graph.initializer:
+        if initializer.name == "positions":
+            initializer.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(initializer)[:16], "positions"))
+    onnx.save(model, graph)
+    assert import_encoder(tmp_path, graph, max_length=16).manifest.encoder.max_length == 16
+
+
+def test_a_config_pbtxt_that_is_there_stays_and_nothing_is_measured_for_it(tmp_path):
+    graph = PaddedEncoder().save(tmp_path / "model", **CONFIG)
+    config = tmp_path / "repository" / "model" / "config.pbtxt"
+    config.parent.mkdir(parents=True)
+    config.write_text('backend: "fastserve" # mine', encoding="utf-8")
+    result = import_encoder(tmp_path, graph)
+    assert config.read_text(encoding="utf-8") == 'backend: "fastserve" # mine'
+    assert "MEASURE" not in result.seconds and "PROVE" in result.seconds
+
+
 def test_two_ends_of_an_answer_become_two_columns(tmp_path):
     encoder = PaddedEncoder("ends", num_columns=2)
     graph = encoder.save(tmp_path / "reader", max_position_embeddings=POSITIONS)

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastserve.errors import InvalidRequest, ModelNotFound, ToolError, UnsupportedModel
-from tests.synthetic.padded_encoder import CONFIG, POSITIONS, PaddedEncoder, import_encoder
+from tests.synthetic.padded_encoder import CONFIG, POSITIONS, VOCAB_SIZE, PaddedEncoder, import_encoder
 
 
 def refuses(tmp_path, source, error, message, task="token-classification", **options):
@@ -77,6 +77,26 @@ def test_labels_must_be_there_and_as_many_as_columns(tmp_path):
     refuses(tmp_path, graph, UnsupportedModel, r"config.json names 3 labels, but the graph's output logits has 4 columns")
     (tmp_path / "model" / "config.json").unlink()
     refuses(tmp_path, graph, InvalidRequest, r"labels: got None, allowed: a file with a label on each line \(--labels FILE\)")
+
+
+def test_masks_are_filled_only_by_a_graph_with_a_column_for_each_token(tmp_path):
+    graph = PaddedEncoder(num_columns=16).save(tmp_path / "model", max_position_embeddings=POSITIONS)
+    message = f"logits has 16 columns, but the vocabulary {VOCAB_SIZE} tokens; allowed: a column for each token"
+    refuses(tmp_path, graph, UnsupportedModel, message, "fill-mask")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "it holds a list, allowed: a dict"),
+        ('{"id2label": {"first": "O"}}', "invalid literal"),
+        ('{"id2label": ["O"]}', "has no attribute"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused_by_its_name(tmp_path, text, message):
+    graph = PaddedEncoder().save(tmp_path / "tagger", **CONFIG)
+    (tmp_path / "tagger" / "config.json").write_text(text, encoding="utf-8")
+    refuses(tmp_path, graph, ModelNotFound, rf"tagger: config.json cannot be read: .*{message}")
 
 
 @pytest.mark.parametrize(

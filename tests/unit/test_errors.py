@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastserve import errors
-from fastserve.errors import ErrorCode, FastServeError, InvalidRequest, RequestCancelled, RequestTooLong, StepFailed
+from fastserve.errors import ErrorCode, FastServeError, InvalidRequest, RequestCancelled, RequestTooLong, StepFailed, first_line
 
 TRITON_CODES = {
     "UNKNOWN",
@@ -63,6 +63,12 @@ def test_a_long_value_is_shortened_in_the_message():
     message = str(InvalidRequest("stop", "x" * 10_000, "less"))
     assert len(message) < 120
     assert "xxx..., allowed: less" in message
+
+
+def test_of_another_librarys_error_the_first_line_is_shown_else_its_name():
+    assert first_line(ValueError("\n  the shapes differ\nTraceback: ...")) == "the shapes differ"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 5000))) == 300
 
 
 def test_a_request_that_is_too_long_is_the_clients_fault():

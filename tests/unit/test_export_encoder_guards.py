@@ -20,6 +20,8 @@ from fastserve.export.encoders.heads import HEADS, Rows, rows_read
 from fastserve.export.encoders.packed_attention import PackedInputs, reach
 from fastserve.export.encoders.proof import EncoderReference, judge_encoder, judge_int8, likeness
 from fastserve.export.guards import check_layers
+from fastserve.manifest import EncoderSpec, ModelManifest
+from tests.doubles import make_manifest
 
 LAYER = AttentionLayer(index=0, num_heads=2, kv_num_heads=2, head_size=16, scale=0.25, softcap=0.0, window=-1)
 
@@ -177,6 +179,10 @@ def test_the_scale_of_outputs_is_theirs_also_when_each_row_is_one_number() -> No
 # --- how many tokens to run at once -----------------------------------------------------------------------------------
 
 
+def manifest_of(output: str = "token", max_length: int = 64) -> ModelManifest:
+    return make_manifest(encoder=EncoderSpec(max_length=max_length, stride=0, output=output))
+
+
 class TimedRunner:
     """Takes a fixed time for a run and a time for each token; remembers what it ran."""
 
@@ -196,7 +202,7 @@ class TimedRunner:
 
 def test_throughput_is_measured_up_to_runs_nobody_should_wait_for() -> None:
     runner = TimedRunner(0.01, 0.001)
-    throughputs = measure(runner, 100, rows=False, clock=runner.clock)
+    throughputs = measure(runner, manifest_of(), clock=runner.clock)
     assert list(throughputs) == [64, 128, 256, 512, 1024]  # 2048 would take more than two seconds
     assert throughputs[512] == pytest.approx(512 / 0.522)
     assert set(runner.sizes) == set(throughputs)
@@ -206,8 +212,16 @@ def test_marked_rows_are_asked_for_where_the_graph_gives_only_those() -> None:
     runner = TimedRunner(0.0, 1e-6)
     seen: list[TokenSequence] = []
     runner.run = lambda sequences: (seen.extend(sequences), setattr(runner, "now", runner.now + 1.0))  # type: ignore[assignment, func-returns-value]
-    measure(runner, 100, rows=True, clock=runner.clock)
+    measure(runner, manifest_of(output="row"), clock=runner.clock)
     assert {sequence.rows for sequence in seen} == {(0,)}
+
+
+def test_no_sentence_is_longer_than_the_model_takes() -> None:
+    runner = TimedRunner(0.0, 1e-6)
+    seen: list[TokenSequence] = []
+    runner.run = lambda sequences: (seen.extend(sequences), setattr(runner, "now", runner.now + 1.0))  # type: ignore[assignment, func-returns-value]
+    measure(runner, manifest_of(max_length=12), clock=runner.clock)
+    assert max(len(sequence.token_ids) for sequence in seen) == 12
 
 
 def test_the_smallest_run_that_is_nearly_the_fastest_is_chosen() -> None:

@@ -18,7 +18,9 @@ def write(tmp_path, name, text):
     return file
 
 
-@pytest.mark.parametrize("text", ["O\nB-PER\n$APPEND_,\n", "O\nB-PER\n$APPEND_,", "O\r\nB-PER\r\n$APPEND_,\r\n"])
+@pytest.mark.parametrize(
+    "text", ["O\nB-PER\n$APPEND_,\n", "O\nB-PER\n$APPEND_,", "O\r\nB-PER\r\n$APPEND_,\r\n", "\ufeffO\nB-PER\n$APPEND_,"]
+)
 def test_a_text_file_has_a_label_on_each_line(tmp_path, text):
     assert read_labels(write(tmp_path, "labels.txt", text)) == LABELS
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from fastserve.config import ENCODER_TASKS, GENERATION_TASK
 from fastserve.errors import ConfigError, ModelNotFound, shorten
-from fastserve.export.options import model_name_from
+from fastserve.export.options import HUB_ID, model_name_from
 from fastserve.manifest import MANIFEST_FILE, ModelManifest
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TASK_SUFFIXES = {
     "ForTokenClassification": "token-classification",
     "ForSequenceClassification": "text-classification",
@@ -72,7 +70,7 @@ def find_source(model: Any) -> ModelSource:
         return Checkpoint(str(path), model_name_from(path.resolve().name))
     if path.is_file():
         return Checkpoint(str(path), model_name_from(path.stem))
-    if path.suffix == ".gguf" or not _HUB_ID.fullmatch(str(model)):
+    if path.suffix == ".gguf" or not HUB_ID.fullmatch(str(model)):
         raise ModelNotFound(f"{model}: no such file or folder, and no hub id")
     return Checkpoint(str(model), model_name_from(str(model)))
 

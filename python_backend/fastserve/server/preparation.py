@@ -7,7 +7,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fastserve.errors import ConfigError, FastServeError, InvalidRequest, ModelNotFound, ToolError, UnsupportedModel, shorten
+from fastserve.errors import (
+    ConfigError,
+    FastServeError,
+    InvalidRequest,
+    ModelNotFound,
+    ToolError,
+    UnsupportedModel,
+    first_line,
+    shorten,
+)
 from fastserve.export.options import ExportOptions
 from fastserve.manifest import ModelManifest
 from fastserve.server.model_source import Checkpoint, ExportedModel, LiveModel, ModelSource, task_of
@@ -38,9 +47,9 @@ def load_pipeline(source: Checkpoint, task: str | None) -> Any:
     try:
         return make(_PIPELINES.get(task, task), model=source.location)
     except KeyError as error:
-        raise ConfigError(f"task: transformers has no pipeline for {task} ({_first_line(error)})") from None
+        raise ConfigError(f"task: transformers has no pipeline for {task} ({first_line(error)})") from None
     except OSError as error:
-        raise ModelNotFound(f"{source.location}: {_first_line(error)}") from error
+        raise ModelNotFound(f"{source.location}: {first_line(error)}") from error
     except Exception as error:  # every file format has exceptions of its own for a damaged file
         raise UnsupportedModel(f"{source.location}: transformers cannot load it for {task} ({_last_line(error)})") from error
 
@@ -126,7 +135,7 @@ def _save(source: LiveModel, tokenizer: Any, folder: Path) -> str:
             found = load(str(found))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ConfigError(
-                f"tokenizer: got {shorten(str(found))}, which cannot be loaded ({_first_line(error)}), "
+                f"tokenizer: got {shorten(str(found))}, which cannot be loaded ({first_line(error)}), "
                 "allowed: the model's tokenizer or its path"
             ) from None
     if not hasattr(found, "save_pretrained"):
@@ -144,7 +153,3 @@ def _not_installed(error: ImportError) -> FastServeError:
 def _last_line(error: BaseException) -> str:
     """Of a message that ends with another error's traceback: what that error says."""
     return shorten((str(error).strip().splitlines() or [type(error).__name__])[-1], 300)
-
-
-def _first_line(error: BaseException) -> str:
-    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 300)

@@ -9,9 +9,9 @@ from typing import Any
 
 from fastserve.config import GENERATION_TASK, TASK_PARAMETER, EncoderConfig, EngineConfig, parse_config
 from fastserve.errors import ConfigError, ToolError
+from fastserve.export.options import CONFIG_FILE
 from fastserve.tools.client import CLIENT_COMMAND
 
-CONFIG_FILE = "config.pbtxt"
 _BARE_CONFIG = 'backend: "fastserve"\n'
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.errors import ConfigError, shorten
-from fastserve.export.options import DTYPES
+from fastserve.export.options import DTYPES, MODEL_NAME, MODEL_NAME_ALLOWED
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LARGEST_PORT = 65535
 EXPORT_KEYS = ("max_length", "stride", "pooling", "aggregation_strategy", "markers")
 """Options of ``fastserve export`` that are no keys of their own."""
@@ -74,7 +73,7 @@ _PATH = _Key(_path, "a path")
 
 _KEYS: dict[str, _Key] = {
     "model_path": _Key(_anything, "a path or a hub id"),
-    "name": _matching(_MODEL_NAME, "letters, digits, '_', '-' and '.', not starting with '.', '_' or '-'"),
+    "name": _matching(MODEL_NAME, MODEL_NAME_ALLOWED),
     "task": _matching(re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), 'the name of a task, such as "token-classification"'),
     "host": _matching(re.compile(r"\S+"), "a name or address of this machine"),
     "port": _PORT,
