@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastserve.errors import ToolError
 from fastserve.export.config_pbtxt import render_config_pbtxt
 from fastserve.export.options import CONFIG_FILE, ExportOptions
+from fastserve.locked_folder import LockedFolder, sweep
 
 _STAGING_PREFIX = ".fastserve-export-"
 _REPLACED = "replaced"
@@ -68,9 +66,10 @@ def staged_version(options: ExportOptions, name: str) -> Iterator[Path]:
     lies there unlocked was left by an export that was killed, and is swept away. Raises ToolError.
     """
     home = _staging_home(options.output)
-    _sweep(home)
+    sweep(home, _STAGING_PREFIX, sparing=_REPLACED)
     target = options.output / name / str(options.version)
-    staging, lock = _make_staging(home)
+    folder = LockedFolder(home, _STAGING_PREFIX)
+    staging = folder.path
     try:
         version = staging / name / str(options.version)
         version.mkdir(parents=True)
@@ -79,8 +78,7 @@ def staged_version(options: ExportOptions, name: str) -> Iterator[Path]:
         _publish(staging, check_target(options, name))
     finally:
         _put_back(staging / _REPLACED, target)
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
+        folder.remove()
 
 
 def _staging_home(output: Path) -> Path:
@@ -92,32 +90,6 @@ def _staging_home(output: Path) -> Path:
     if output.exists() and (output.stat().st_dev != beside.stat().st_dev or not os.access(beside, os.W_OK)):
         return output
     return beside
-
-
-def _make_staging(home: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock."""
-    while True:
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=home))
-        with contextlib.suppress(FileNotFoundError):  # another export may sweep it before it is locked: make a new one
-            lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
-            with contextlib.suppress(OSError):  # a file system without locks: then nobody can sweep either
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if staging.exists():
-                return staging, lock
-            os.close(lock)
-
-
-def _sweep(home: Path) -> None:
-    """Delete what killed exports left in ``home``; one that holds a replaced version is left for a person to look at."""
-    for folder in home.glob(f"{_STAGING_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its export is alive
-                if not (folder / _REPLACED).exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
 
 
 def _publish(staging: Path, target: Path) -> None:

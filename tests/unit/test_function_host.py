@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import stat
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 
 from fastserve.errors import ErrorCode
 from fastserve.functions import host as host_module
-from fastserve.functions import wire
+from fastserve.functions import local_socket, wire
 from fastserve.functions.function import ServedFunction
 from fastserve.functions.host import FunctionHost
 from fastserve.functions.local_socket import SOCKET_FILE
@@ -54,6 +55,39 @@ def test_a_call_is_answered_with_the_functions_results(make_host, make_stub):
     stub = make_stub()
     stub.call(5, "ein", "zwölf")
     assert stub.read() == Result(5, ('"ein"', '"zwölf"'))
+
+
+class FullListener:
+    """Too many files are open when the first connection comes."""
+
+    def __init__(self, listener):
+        self._listener = listener
+        self._failures = [OSError(errno.EMFILE, "Too many open files")]
+
+    def accept(self):
+        if self._failures:
+            raise self._failures.pop()
+        return self._listener.accept()
+
+    def shutdown(self, how):
+        self._listener.shutdown(how)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+
+
+def test_a_connection_that_cannot_be_accepted_now_is_accepted_later(make_host, make_stub, monkeypatch, caplog):
+    listen = local_socket.listen
+    monkeypatch.setattr(host_module.local_socket, "listen", lambda directory: FullListener(listen(directory)))
+    monkeypatch.setattr(host_module, "_PAUSE_S", 0.0)
+    make_host(echo)
+    stub = make_stub()
+    stub.call(1, "a")
+    assert stub.read() == Result(1, ('"a"',))
+    assert "cannot be accepted now: [Errno 24] Too many open files" in caplog.text
 
 
 def test_only_the_user_can_reach_the_socket(make_host, tmp_path):

@@ -82,8 +82,8 @@ RULES = {
         },
     ),
 }
-"""By room. "ground" is L0: errors, config, manifest and the package itself; everyone may import it, and the standard library."""
-GROUND = {"fastserve", "fastserve.errors", "fastserve.config", "fastserve.manifest"}
+"""By room. "ground" is L0, :data:`GROUND`; everyone may import it, and the standard library."""
+GROUND = {"fastserve", *(f"fastserve.{name}" for name in ("errors", "config", "manifest", "locked_folder"))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,11 @@ from fastserve import FastServeServer
 from fastserve.errors import ConfigError, ManifestError, ModelNotFound, ToolError
 from fastserve.functions.function import ServedFunction
 from fastserve.functions.host import FunctionHost
-from fastserve.server import preparation, work_directory
+from fastserve.server import preparation, resources
 from fastserve.server.addresses import launch_options
 from fastserve.server.model_source import Checkpoint, LiveModel, find_source, task_of
-from fastserve.server.resources import Resources
+from fastserve.server.resources import Resources, work_folder
 from fastserve.server.server_config import ServerConfig
-from fastserve.server.work_directory import WorkDirectory
 from fastserve.tools import ports
 from fastserve.tools.launcher import PortInUse
 
@@ -235,13 +234,13 @@ def test_ports_lie_next_to_the_first_where_these_are_free(monkeypatch):
 
 
 def test_work_that_was_left_behind_is_swept_away_and_a_living_servers_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(work_directory.tempfile, "gettempdir", lambda: str(tmp_path))
-    living = WorkDirectory()
+    monkeypatch.setattr(resources.tempfile, "gettempdir", lambda: str(tmp_path))
+    living = work_folder()
     (living.path / "file").write_text("mine")
     left = tmp_path / "fastserve-server-left"
     left.mkdir()
     (left / "file").write_text("nobody's")
-    next_one = WorkDirectory()
+    next_one = work_folder()
     assert {path.name for path in tmp_path.iterdir()} == {living.path.name, next_one.path.name}
     for directory in (living, next_one, next_one):
         directory.remove()
@@ -249,18 +248,18 @@ def test_work_that_was_left_behind_is_swept_away_and_a_living_servers_is_not(tmp
 
 
 def test_resources_are_given_back_once_and_never_by_a_forked_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(work_directory.tempfile, "gettempdir", lambda: str(tmp_path))
-    resources = Resources()
+    monkeypatch.setattr(resources.tempfile, "gettempdir", lambda: str(tmp_path))
+    held = Resources()
     host = FunctionHost(ServedFunction(echo, None), batch_size=1, num_workers=1)
-    host.start(resources.work.path)
-    resources.host = host
+    host.start(held.work.path)
+    held.host = host
     own = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: own + 1)
-    resources.close()
-    assert resources.work.path.is_dir() and resources.host is host
+    held.close()
+    assert held.work.path.is_dir() and held.host is host
     monkeypatch.setattr(os, "getpid", lambda: own)
-    resources.close()
-    resources.close()
+    held.close()
+    held.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -11,6 +14,8 @@ from fastserve.server import inference
 from fastserve.server.inference import ServedModel
 from fastserve.server.repository import Changes, lay_out_export
 from fastserve.tools.client import GenerateResponse, RequestFailed
+
+WAIT_S = 20
 
 
 class FakeClient:
@@ -127,6 +132,46 @@ def test_answers_keep_the_order_and_the_first_error_is_raised(client):
     served.close()
     served.close()
     assert client.requests.count("closed") == 1
+
+
+def test_threads_that_ask_at_once_share_one_connection_which_is_closed_with_the_server(client, monkeypatch):
+    made, both = [], threading.Barrier(2)
+
+    def connect(url):
+        made.append(url)
+        both.wait(WAIT_S)  # the other thread is on its way here as well, unless it waits for this one
+        return client
+
+    monkeypatch.setattr(inference, "connect_encoder", connect)
+    served = ServedModel("http://here", "m", "fill-mask")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(served.infer, ["a"], {}) for _ in range(2)]
+        both.wait(WAIT_S)
+        assert [answer.result(WAIT_S) for answer in answers] == [["a"], ["a"]]
+    assert made == ["http://here"]
+    served.close()
+    with pytest.raises(ToolError, match="the server of m is not running any more"):
+        served.infer(["a"], {})
+    assert len(made) == 1
+
+
+class CountedList(list):
+    """Counts how often all of it is read."""
+
+    reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return super().__iter__()
+
+
+def test_a_list_of_second_texts_is_read_as_often_for_many_texts_as_for_one(client):
+    reads = []
+    for count in (1, 50):
+        given = CountedList("c" * count)
+        sent(client, "text-classification", ["a"] * count, text_pair=given)
+        reads.append(given.reads)
+    assert reads[0] == reads[1]
 
 
 # --- config.pbtxt -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import os
 import threading
 
@@ -112,6 +113,40 @@ def test_what_nobody_used_for_two_weeks_goes_when_something_new_is_made(tmp_path
     now[0] += 2 * DAY
     new = shared_model("new.onnx", FILES, tmp_path, Maker(), clock=lambda: now[0])
     assert (old.exists(), kept.exists(), new.exists()) == (False, True, True)
+
+
+def test_an_entry_that_somebody_is_about_to_load_is_not_deleted(tmp_path):
+    now = [1e9]
+    old = shared_model("old.onnx", FILES, tmp_path, Maker(), clock=lambda: now[0])
+    now[0] += 15 * DAY
+    with (tmp_path / f"{old.parent.name}.lock").open() as loading:
+        fcntl.flock(loading, fcntl.LOCK_EX)
+        shared_model("new.onnx", FILES, tmp_path, Maker(), clock=lambda: now[0])
+        assert old.exists()
+    shared_model("newer.onnx", FILES, tmp_path, Maker(), clock=lambda: now[0])
+    assert not old.exists()
+
+
+def test_a_lock_that_was_deleted_while_it_was_waited_for_is_taken_anew(tmp_path, monkeypatch):
+    flock, locked = fcntl.flock, []
+
+    def deleted_meanwhile(descriptor, operation):
+        if not locked:
+            next(tmp_path.glob("*.lock")).unlink()
+        locked.append(os.fstat(descriptor).st_ino)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(shared_weights.fcntl, "flock", deleted_meanwhile)
+    made = shared_model("model.onnx", FILES, tmp_path, Maker())
+    assert made.exists()
+    assert (tmp_path / f"{made.parent.name}.lock").stat().st_ino in locked[1:]
+
+
+def test_what_a_killed_process_left_half_made_goes(tmp_path):
+    (tmp_path / ".making-half").mkdir()
+    (tmp_path / ".making-half" / WEIGHTS_FILE).write_bytes(b"gigabytes")
+    shared_model("model.onnx", FILES, tmp_path, Maker())
+    assert not (tmp_path / ".making-half").exists()
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,14 @@ class CallQueue(Generic[Origin]):
                 return None
             _, first = self._waiting.popitem(last=False)
             batch, size = [first], len(first.call.texts)
-            for key, item in list(self._waiting.items()):
+            for item in self._waiting.values():
                 if size >= self._batch_size:
                     break
                 if size + len(item.call.texts) <= self._batch_size and _same(item.call.parameters, first.call.parameters):
-                    batch.append(self._waiting.pop(key))
+                    batch.append(item)
                     size += len(item.call.texts)
+            for item in batch[1:]:
+                del self._waiting[item.origin, item.call.call_id]
             return batch
 
     def drop(self, origin: Origin, call_id: int) -> None:
@@ -86,4 +88,4 @@ class CallQueue(Generic[Origin]):
 
 def _same(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
     """Equal in type too: 1, 1.0 and true are different parameters."""
-    return repr(sorted(one.items())) == repr(sorted(other.items()))
+    return one == other and repr(sorted(one.items())) == repr(sorted(other.items()))

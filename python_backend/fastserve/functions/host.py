@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _STOPPING = "the server is stopping"
 _LISTEN_S = 2.0
 """What a stub gets to take the last answers, before it is hung up on."""
+_PAUSE_S = 0.5
+"""Before connections are accepted again, when one could not be."""
 
 
 class FunctionHost:
@@ -34,6 +36,7 @@ class FunctionHost:
         self._function = function
         self._queue: CallQueue[_Connection] = CallQueue(batch_size)
         self._listener: socket.socket | None = None
+        self._closing = threading.Event()
         self._acceptor: threading.Thread | None = None
         self._connections: set[_Connection] = set()
         self._running: dict[int, list[WaitingCall[_Connection]]] = {}  # by worker; who pops a batch answers it
@@ -76,6 +79,7 @@ class FunctionHost:
     def close(self) -> None:
         """Hang up. Call :meth:`drain` first, or the stubs say UNAVAILABLE to whoever still waits. May be called twice."""
         self._queue.close()
+        self._closing.set()
         if self._listener is not None and self._acceptor is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -88,18 +92,20 @@ class FunctionHost:
 
     def _accept(self, listener: socket.socket) -> None:
         with listener:
-            while True:
+            while not self._closing.is_set():
                 try:
                     accepted, _ = listener.accept()
-                except OSError:  # closed
-                    return
-                threading.Thread(target=self._serve, args=(accepted,), name="fastserve-function-read", daemon=True).start()
+                except OSError as error:  # closed; or too many open files, which may pass
+                    if not self._closing.wait(_PAUSE_S):
+                        logger.error("a connection to the function cannot be accepted now: %s", error)
+                    continue
+                connection = _Connection(accepted)
+                self._connections.add(connection)  # before anybody may hang up on all
+                threading.Thread(target=self._serve, args=(connection,), name="fastserve-function-read", daemon=True).start()
 
-    def _serve(self, accepted: socket.socket) -> None:
-        connection = _Connection(accepted)
-        self._connections.add(connection)
+    def _serve(self, connection: _Connection) -> None:
         try:
-            local_socket.check_peer(accepted)
+            connection.check_peer()
             self._read(connection)
         except WireError as error:
             logger.error("a connection to the function was ended: %s", error)
@@ -150,6 +156,10 @@ class _Connection:
     def __init__(self, accepted: socket.socket) -> None:
         self._socket = accepted
         self._writing = threading.Lock()
+
+    def check_peer(self) -> None:
+        """Raises WireError when it is another user's."""
+        local_socket.check_peer(self._socket)
 
     def messages(self) -> Iterable[list[Hello | Call | Drop | Result | Failure]]:
         """What came together, until the other side hangs up. Raises WireError or OSError."""

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
+from pathlib import Path
 
+from fastserve.errors import ToolError
 from fastserve.functions.host import FunctionHost
-from fastserve.server.work_directory import WorkDirectory
+from fastserve.locked_folder import LockedFolder, sweep
 from fastserve.tools.launcher import TritonLauncher
 
 DRAIN_S = 5.0
 """What a user's function that is running gets to finish when the server stops."""
+
+_PREFIX = "fastserve-server-"
+
+
+def work_folder() -> LockedFolder:
+    """A private folder in the system's temporary one; what killed servers left there is swept away. Raises :class:`ToolError`
+    without room for it."""
+    home = Path(tempfile.gettempdir())
+    sweep(home, _PREFIX)
+    try:
+        return LockedFolder(home, _PREFIX)
+    except OSError as error:
+        raise ToolError(f"no work directory could be made ({error}); free some space or set TMPDIR to another disk") from None
 
 
 class Resources:
@@ -20,7 +36,7 @@ class Resources:
 
     def __init__(self) -> None:
         """Raises :class:`ToolError` without room for a work directory."""
-        self.work = WorkDirectory()
+        self.work = work_folder()
         self.host: FunctionHost | None = None
         self.launcher: TritonLauncher | None = None
         self._owner = os.getpid()

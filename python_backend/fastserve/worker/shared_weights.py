@@ -23,6 +23,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from fastserve.locked_folder import LockedFolder, sweep
 from fastserve.manifest import FileEntry
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ WEIGHTS_FILE = "model.onnx.data"
 
 _UNUSED_S = 14 * 24 * 3600.0
 """Entries that nobody loaded for this long are deleted when a new one is made."""
+_STAGING_PREFIX = ".making-"
 _ROOM = 2.2
 """Free space a new entry needs, in sizes of the model's files: the weights as they are, and rearranged."""
 
@@ -78,33 +80,41 @@ def _make_entry(entry: Path, size: int, make: Callable[[Path], None]) -> None:
     free = shutil.disk_usage(entry.parent).free
     if free < _ROOM * size:
         raise OSError(f"{entry.parent} has {free / 1e6:.0f} MB free, {_ROOM * size / 1e6:.0f} MB are needed")
-    staging = Path(tempfile.mkdtemp(prefix=".making-", dir=entry.parent))
+    staging = LockedFolder(entry.parent, _STAGING_PREFIX)
     try:
-        make(staging / OPTIMIZED_FILE)
+        make(staging.path / OPTIMIZED_FILE)
         shutil.rmtree(entry, ignore_errors=True)
-        staging.rename(entry)
+        staging.path.rename(entry)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        staging.remove()
 
 
 def _prune(cache: Path, before: float) -> None:
-    """Delete entries not loaded since ``before``. A process that still maps one keeps its pages until it ends."""
+    """Delete entries not loaded since ``before``, but those that somebody is about to load, and what killed processes left
+    unfinished. A process that still maps an entry keeps its pages until it ends."""
+    sweep(cache, _STAGING_PREFIX)
     for lock in cache.glob("*.lock"):
         entry = lock.with_suffix("")
         with contextlib.suppress(OSError):
             if entry.stat().st_mtime < before:
-                shutil.rmtree(entry)
-                lock.unlink()
+                with _locked(lock, wait=False):
+                    if entry.stat().st_mtime < before:
+                        shutil.rmtree(entry)
+                        lock.unlink()
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _locked(file: Path, *, wait: bool = True) -> Iterator[None]:
+    """Raises OSError; without ``wait`` also when somebody else has the lock."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:  # else it was deleted while we waited: others lock another file
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _key(name: str, files: dict[str, FileEntry]) -> str:
