@@ -155,6 +155,12 @@ def test_a_gguf_file_generates_text(tmp_path):
         assert task_of(find_source(path)) == "text-generation"
 
 
+def test_the_file_of_a_graph_says_no_task(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    with pytest.raises(ConfigError, match=r"^task: cannot be told from the model"):
+        task_of(find_source(tmp_path / "model.onnx"))
+
+
 def test_models_are_named_after_what_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(checkpoint(tmp_path / "My fine-tune"))
     assert FastServeServer(".", echo).name == "My_fine-tune"

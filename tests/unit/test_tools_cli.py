@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import types
@@ -11,7 +12,7 @@ import pytest
 
 import fastserve
 from fastserve.errors import ToolError
-from fastserve.tools import cli, doctor, serve
+from fastserve.tools import cli, doctor, infer, serve
 from fastserve.tools.launcher import LaunchOptions
 
 HEAVY = ("torch", "transformers", "sklearn", "numpy", "onnxruntime", "tritonclient", "grpc", "httpx", "rich", "asyncio")
@@ -65,6 +66,22 @@ def test_wrong_usage_is_exit_code_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["my-model", "one", "two", "--url", "there"],
+        ["my-model", "--url", "there", "one", "two"],
+        ["--url", "there", "my-model", "one", "--json", "two"],
+        ["my-model", "--url", "there", "--", "one", "two"],
+    ],
+)
+def test_options_may_stand_anywhere(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[argparse.Namespace] = []
+    monkeypatch.setattr(infer, "run", lambda parsed: given.append(parsed) or 0)
+    assert cli.main(["infer", *arguments]) == 0
+    assert [(each.model, each.prompts, each.url) for each in given] == [("my-model", ["one", "two"], "there")]
 
 
 def test_a_deliberate_error_is_one_line_on_stderr_and_exit_code_one(

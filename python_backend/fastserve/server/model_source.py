@@ -84,6 +84,8 @@ def task_of(source: Checkpoint | LiveModel) -> str:
         architecture = type(source.model).__name__
     elif source.is_gguf or any(Path(source.location).glob("*.gguf")):
         return GENERATION_TASK
+    elif Path(source.location).is_file():
+        architecture = ""  # an ONNX graph, which says nothing of the kind
     else:
         architecture = _architecture(source.location)
     for suffix, task in _TASK_SUFFIXES.items():

@@ -78,10 +78,11 @@ def export(source: Checkpoint | LiveModel, task: str, config: ServerConfig, work
         manifest = sound_manifest(target)
         if manifest is not None:
             return ExportedModel(target.resolve(), manifest, options.name)
-    _export(source, config, options, work)
+    known.unlink(missing_ok=True)  # nothing says what lies there until this export has ended well
+    manifest = _export(source, config, options, work)
     if mark is not None:
         known.write_text(mark, encoding="utf-8")
-    return ExportedModel(target.resolve(), ModelManifest.load(target), options.name)
+    return ExportedModel(target.resolve(), manifest, options.name)
 
 
 def _options(source: Checkpoint | LiveModel, task: str, config: ServerConfig, work: Path) -> ExportOptions:
@@ -106,7 +107,7 @@ def _mark(source: Checkpoint | LiveModel, options: ExportOptions) -> str | None:
     return hashlib.sha256(made_of.encode()).hexdigest()
 
 
-def _export(source: Checkpoint | LiveModel, config: ServerConfig, options: ExportOptions, work: Path) -> None:
+def _export(source: Checkpoint | LiveModel, config: ServerConfig, options: ExportOptions, work: Path) -> ModelManifest:
     try:
         from fastserve.export.command import StageDisplay
 
@@ -114,7 +115,7 @@ def _export(source: Checkpoint | LiveModel, config: ServerConfig, options: Expor
             from fastserve.export.exporters import export_any  # imports torch: seconds
 
             location = source.location if isinstance(source, Checkpoint) else _save(source, config.tokenizer, work / "source")
-            export_any(location, options, display.show)
+            return export_any(location, options, display.show).manifest
     except ImportError as error:
         raise _not_installed(error) from None
 

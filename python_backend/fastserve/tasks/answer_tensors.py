@@ -14,6 +14,7 @@ from fastserve.errors import StepFailed
 FloatArray = npt.NDArray[np.float32]
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 NOT_FINITE = "the model gave a number that is not finite"
 
 
@@ -60,6 +61,6 @@ def json_tensor(values: Sequence[Any]) -> npt.NDArray[np.object_]:
     """[B, 1]: each value as JSON, characters beyond ASCII as they are. Raises StepFailed for a number that is not finite:
     the model computed it."""
     try:
-        return string_tensor([[json.dumps(value, ensure_ascii=False, allow_nan=False)] for value in values])
+        return string_tensor([[_JSON.encode(value)] for value in values])
     except ValueError:
         raise StepFailed(NOT_FINITE) from None

@@ -28,17 +28,19 @@ _EPILOG = """examples:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Subcommand:
-    """``module`` offers ``add_arguments(parser)`` and ``run(arguments) -> exit code``; ``extra`` is what it needs installed."""
+    """``module`` offers ``add_arguments(parser)`` and ``run(arguments) -> exit code``; ``extra`` is what it needs installed.
+    ``texts_anywhere``: options may also stand between the model's name and the texts."""
 
     module: str
     help: str
     extra: str
+    texts_anywhere: bool = False
 
 
 SUBCOMMANDS = {
     "export": Subcommand("fastserve.export.command", "turn a Hugging Face model into a model Triton can serve", "cpu,export"),
     "serve": Subcommand("fastserve.tools.serve", "run Triton on this machine, without Docker", "cpu,serve"),
-    "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client"),
+    "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client", texts_anywhere=True),
     "chat": Subcommand("fastserve.tools.chat", "talk to a model of a running server", "client"),
     "evaluate": Subcommand("fastserve.tools.evaluate", "measure a model, also against its source", "client,evaluate"),
     "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, and say how to mend it", "cpu"),
@@ -50,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     console.show_any_text()
     try:
-        parsed = _parser(_asked_for(given)).parse_args(given)
-        if parsed.command is None:
-            _parser(None).print_help()
+        parsed = _parsed(given)
+        if parsed is None:
             return 0
         code = int(parsed.run(parsed))
         sys.stdout.flush()  # what cannot be written shows here, not when Python ends
@@ -72,13 +73,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def _parsed(given: list[str]) -> argparse.Namespace | None:
+    """The subcommand's arguments. None: no command, help was shown."""
+    name = _asked_for(given)
+    root, child = _parsers(name)
+    if name is None or child is None:
+        root.parse_args(given)
+        root.print_help()
+        return None
+    place = given.index(name)
+    root.parse_args(given[:place])
+    parse = child.parse_intermixed_args if SUBCOMMANDS[name].texts_anywhere else child.parse_args
+    return parse(given[place + 1 :])
+
+
 def _asked_for(arguments: Sequence[str]) -> str | None:
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     return name if name in SUBCOMMANDS else None
 
 
-def _parser(complete: str | None) -> argparse.ArgumentParser:
-    """The parser of everything; only the subcommand ``complete`` knows its own arguments."""
+def _parsers(asked_for: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """The parser of everything, in which subcommands know no arguments of their own, and that of the subcommand ``asked_for``."""
+    asked: argparse.ArgumentParser | None = None
     parser = argparse.ArgumentParser(
         prog="fastserve",
         description="Serve fine-tuned Hugging Face models from Triton: export, serve, ask.",
@@ -91,11 +107,12 @@ def _parser(complete: str | None) -> argparse.ArgumentParser:
         child = commands.add_parser(
             name, help=subcommand.help, description=subcommand.help, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        if name == complete:
+        if name == asked_for:
             module = _load(subcommand)
             module.add_arguments(child)
             child.set_defaults(run=module.run)
-    return parser
+            asked = child
+    return parser, asked
 
 
 def _load(subcommand: Subcommand) -> ModuleType:
