@@ -5,6 +5,7 @@ The pipelines of transformers answer where there is one. Answers have the names 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,28 +144,35 @@ _TASKS: Mapping[str, tuple[frozenset[str], _Respond]] = {
 }
 
 
-def load(directory: str, task: str, labels: Sequence[str] | None = None) -> SourceModel:
+def load(directory: str, task: str, served: EncoderSpec | None = None, labels: Sequence[str] | None = None) -> SourceModel:
     """The model ``directory`` (or hub id) for ``task``.
 
-    ``labels``: give a model that was not fine-tuned yet a head for these; a head that the folder has with as many labels
-    keeps what it learnt. Raises ModelNotFound or UnsupportedModel; without ``labels`` also for a checkpoint without the
-    weights of the task's head.
+    ``served``: of the model to compare with; its pooling and markers, which the user may have chosen when it was exported, are
+    taken. ``labels``: give a model that was not fine-tuned yet a head for these (none: a head without names); a head that the
+    folder has with as many labels keeps what it learnt. Raises ModelNotFound, UnsupportedModel or InvalidRequest; without
+    ``labels`` also for a checkpoint without the weights of the task's head.
     """
     with quiet_libraries():
         source = resolve(directory)
         config = load_config(source)
-        if labels:
+        if labels is not None and HEADS[task].output_name != "embeddings":
             loaded, notes = _load_with_head(source, config, task, labels)
         else:
             loaded, notes = load_encoder(source, config, task), ()
         longest = longest_sequence(loaded.model, position_offset(loaded.model))
-        settings = encoder_settings(loaded, ExportOptions(Path(), task=task), longest)
+        options = ExportOptions(Path(), task=task)
+        if served is not None and served.pooling is not None:
+            options = dataclasses.replace(options, pooling=served.pooling)
+        if served is not None and served.markers:
+            options = dataclasses.replace(options, markers=served.markers)
+        settings = encoder_settings(loaded, options, longest)
         return SourceModel(loaded, task, settings.spec, notes)
 
 
 def _load_with_head(source: Source, config: Any, task: str, labels: Sequence[str]) -> tuple[LoadedModel, tuple[str, ...]]:
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
     torch.manual_seed(_SEED)
     tokenizer = load_tokenizer(source)
     model, info = load_weights(source, config, _NewHead(HEADS[task].auto_class))

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastserve.errors import InvalidRequest
+
 _MORE_CANDIDATES = 10
 """Spans looked at beside twice the answers wanted, because some will read the same."""
 
@@ -33,7 +35,8 @@ class SourceAnswer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Windows:
-    """How a model reads a context: ``length`` tokens at a time, ``stride`` of them shared with the window before."""
+    """How a model reads a context: ``length`` tokens at a time, ``stride`` of them shared with the window before; fewer beside a
+    long question."""
 
     model: Any
     tokenizer: Any
@@ -69,12 +72,16 @@ def answer_question(
 def _read(windows: Windows, question: str, context: str) -> Iterator[tuple[Any, Probabilities, Probabilities, float]]:
     """(encoding, probability of each token [num_tokens] to start and to end the answer, of no answer) of each window."""
     tokenizer = windows.tokenizer
+    num_others = len(tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
+    room = windows.length - num_others - tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 1:
+        raise InvalidRequest("question", question, f"a question that leaves its context room in {windows.length} tokens")
     tokens = tokenizer(
         question,
         context,
         truncation="only_second",
         max_length=windows.length,
-        stride=windows.stride,
+        stride=min(windows.stride, room - max(1, room // 8)),  # a window moves on by an eighth of its room at least
         return_overflowing_tokens=True,
     )
     for encoding in tokens.encodings:

@@ -16,6 +16,7 @@ from fastserve.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from fastserve.export import source_predictions
 from fastserve.export.source_predictions import SourceModel, with_markers
 from fastserve.export.source_question_answering import Windows, answer_question
+from fastserve.manifest import EncoderSpec
 from tests.synthetic.tiny_encoders import LABELS, MARKERS, MAX_LENGTH, add_sentence_transformers_files, save_encoder
 
 TEXT = "Ada Curie lives in London , not in Paris"
@@ -125,6 +126,23 @@ def test_embeddings_are_pooled_as_the_model_says(folder, tmp_path: Path, pooling
     assert np.linalg.norm(ask(source, TEXT)["embedding"]) == pytest.approx(1)
 
 
+def test_embeddings_are_pooled_as_the_served_models_are_where_the_model_does_not_say(folder) -> None:
+    path = str(folder("feature-extraction"))
+    unknown, mean, first = (
+        ask(source_predictions.load(path, "feature-extraction", served), TEXT)["embedding"]
+        for served in (None, *(EncoderSpec(128, 32, "sequence", pooling=pooling) for pooling in ("mean", "cls")))
+    )
+    assert unknown == mean != first
+
+
+def test_markers_are_the_served_models_where_the_tokenizer_does_not_say(folder) -> None:
+    path = str(folder("text-classification"))
+    served = EncoderSpec(128, 32, "sequence", markers=("paris", "berlin", "film", "food"))
+    model = source_predictions.load(path, "relation-extraction", served)
+    spans = {"head": (0, 9), "tail": (19, 25)}
+    assert model.answer({"text_input": TEXT}, spans, (), {}) == ask(model, with_markers(TEXT, spans, served.markers))
+
+
 # --- question answering -----------------------------------------------------------------------------------------------
 
 
@@ -162,6 +180,20 @@ def test_long_contexts_are_read_to_their_end_and_the_null_answer_competes(folder
     assert "" not in ask(model, "who lives", LONG, names=names, top_k=2000)["answer"]
 
 
+@pytest.mark.parametrize("length", [40, 90, 120])
+def test_beside_a_long_question_a_window_still_moves_on(folder, length: int) -> None:
+    model = source_predictions.load(str(folder("question-answering")), "question-answering")
+    question = "where " * length
+    found = ask(model, question, f"{LONG} Turing", names=("question", "context"), top_k=2000)
+    assert any("Turing" in answer for answer in found["answer"])
+
+
+def test_a_question_that_leaves_no_room_is_refused_by_name(folder) -> None:
+    model = source_predictions.load(str(folder("question-answering")), "question-answering")
+    with pytest.raises(InvalidRequest, match=r"^question: .* leaves its context room in 128 tokens"):
+        ask(model, "where " * 130, TEXT, names=("question", "context"))
+
+
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,17 +203,24 @@ def test_a_base_model_gets_an_untrained_head_that_is_the_same_every_time(folder)
         UnsupportedModel, match=r"lacks weights of a BertForTokenClassification \(classifier.bias, classifier.weight\)"
     ):
         source_predictions.load(path, "token-classification")
-    one, other = (source_predictions.load(path, "token-classification", ("O", "B-X")) for _ in range(2))
+    one, other = (source_predictions.load(path, "token-classification", labels=("O", "B-X")) for _ in range(2))
     assert one.labels == ("O", "B-X")
     assert "no weights for" in one.notes[0].lower() and "random" in one.notes[0]
     assert ask(one, TEXT, ignore_labels="[]") == ask(other, TEXT, ignore_labels="[]")
 
 
+def test_a_base_model_of_a_task_without_labels_gets_a_head_too(folder) -> None:
+    model = source_predictions.load(str(folder("fill-mask")), "question-answering", labels=())
+    assert "qa_outputs" in model.notes[0]
+    assert ask(model, "who lives", TEXT, names=("question", "context"))["answer"]
+    assert source_predictions.load(str(folder("fill-mask")), "feature-extraction", labels=()).notes == ()
+
+
 def test_a_base_model_with_a_head_of_another_size_gets_a_new_one(folder) -> None:
     path = str(folder("token-classification"))
-    model = source_predictions.load(path, "token-classification", ("O", "B-X"))
+    model = source_predictions.load(path, "token-classification", labels=("O", "B-X"))
     assert model.labels == ("O", "B-X") and model.notes
-    assert source_predictions.load(path, "token-classification", LABELS["token-classification"]).notes == ()
+    assert source_predictions.load(path, "token-classification", labels=LABELS["token-classification"]).notes == ()
 
 
 def test_a_folder_that_is_not_there_is_said_so() -> None:

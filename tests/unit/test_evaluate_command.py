@@ -49,7 +49,7 @@ class Sources:
         self.models = models
         self.asked: list[tuple[str, str, Any]] = []
 
-    def load(self, directory: str, task: str, labels: Any = None) -> Sources.Model:
+    def load(self, directory: str, task: str, served: Any, labels: Any) -> Sources.Model:
         self.asked.append((directory, task, labels))
         return Sources.Model(self.models[directory], ("Its head is random.",) if labels else ())
 

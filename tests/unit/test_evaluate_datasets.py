@@ -177,6 +177,8 @@ def test_zero_shot_candidates_are_given_or_the_datasets_own_labels(load: Load) -
     own = load("d.tsv", text, "zero-shot-classification").requests[0][0].candidate_labels
     given = load("d.tsv", text, "zero-shot-classification", candidate_labels=("x", "y")).requests[0][0].candidate_labels
     assert (own, given) == (("travel", "food"), ("x", "y"))
+    (limited,) = load("d.tsv", text, "zero-shot-classification", limit=1).requests
+    assert limited[0].candidate_labels == ("travel", "food")  # alone, the right label would always be the best one
 
 
 def test_questions_are_read_from_squad_and_from_lines(load: Load) -> None:

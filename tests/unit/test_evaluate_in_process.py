@@ -93,7 +93,7 @@ def test_a_bad_file_is_seen_before_triton_starts(started: list[object], reposito
 def test_the_newest_version_is_the_one_that_counts(repository: Callable[..., Path]) -> None:
     repository(version="2", task="question-answering")
     folder = repository(version="10")
-    assert evaluate._manifest(folder, "my-ner").task == "token-classification"
+    assert evaluate._version_folder(folder, "my-ner").name == "10"
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("int8", 0), ("fp32", 1)])
@@ -113,7 +113,7 @@ def test_an_int8_model_may_differ_in_two_of_a_hundred_items(
         def answer(self, texts: dict[str, str], *_: object) -> Outputs:
             return everywhere("O" if texts["text_input"] == "odd" else "B-X")(EncoderRequest(texts))
 
-    monkeypatch.setattr(source_model, "_loader", lambda: lambda directory, task: Source())
+    monkeypatch.setattr(source_model, "_loader", lambda: lambda directory, task, served, labels: Source())
     (tmp_path / "test.conll").write_text("odd\tB-X\n\n" + "a\tB-X\n\n" * 49)
     arguments = ["--task", "token-classification", "--model-repository", str(repository(dtype)), "--compare", "source"]
     given = [*arguments, "--in-process"] if in_process else arguments
@@ -124,4 +124,4 @@ def test_a_source_model_without_torch_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "fastserve.export.source_predictions", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ToolError, match=r"with torch, which is not installed: pip install 'triton-fastserve\[export\]'"):
-        source_model.load_source_model("anything", "token-classification")
+        source_model.load_source_model("anything", "token-classification", None)

@@ -74,7 +74,7 @@ def test_labels_the_model_does_not_know_are_an_error_that_says_what_helps() -> N
 
 def test_a_model_with_one_output_is_judged_as_a_regression() -> None:
     task = classification("1.0", "2.0", "4.0")
-    predictions = [LabelScores("LABEL_0", {"LABEL_0": value}) for value in (1.5, 2.5, 3.5)]
+    predictions = [LabelScores("LABEL_0", {"LABEL_0": value}, is_number=True) for value in (1.5, 2.5, 3.5)]
     assert task.is_numeric(predictions)
     found = task.report(predictions)
     assert found.metrics["Spearman"] == pytest.approx(1)
@@ -85,9 +85,17 @@ def test_a_model_with_one_output_is_judged_as_a_regression() -> None:
 
 
 def test_a_classifier_asked_for_its_best_label_only_is_no_regression() -> None:
-    predictions = [LabelScores("a", {"a": 0.9}), LabelScores("b", {"b": 0.8})]
-    assert not classification("a", "b").is_numeric(predictions)
-    assert classification("a", "b").report(predictions).metrics["accuracy"] == 1
+    task = classification("a", "b")
+    answer = {**ranked({"a": 0.9}), "scores": [0.9, 0.1]}
+    predictions = [task.prediction(index, [answer]) for index in range(2)]
+    assert not task.is_numeric(predictions)
+    assert task.report(predictions).metrics["accuracy"] == 0.5
+
+
+def test_a_text_with_one_candidate_label_is_no_regression() -> None:
+    task = classification("food")
+    result = {"sequence": "x", "labels": ["food"], "scores": [0.9]}
+    assert not task.is_numeric([task.prediction(0, [{"result": [json.dumps(result)]}])])
 
 
 def test_classifications_differ_in_the_label_or_in_a_score() -> None:

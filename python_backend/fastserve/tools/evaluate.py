@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-repository",
         type=Path,
         metavar="DIR",
-        help="for --in-process (default: ./model_repository); else its manifest says what tolerance to expect",
+        help="for --in-process (default: ./model_repository); its manifest also says how --compare has to be done",
     )
     parser.add_argument("--task", choices=EVALUATED_TASKS, metavar="TASK", help="default: what the server says the model is for")
     parser.add_argument("--limit", type=_count, metavar="N", help="the first N items only (for perplexity: windows of the text)")
@@ -95,30 +95,33 @@ def run(arguments: argparse.Namespace) -> int:
         raise ToolError("--base is shown beside the fine-tuned model: give --compare HF_DIR as well")
     if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
         raise ToolError(f"{arguments.json}: cannot be written: it is a folder, or its folder does not exist")
-    if arguments.in_process and arguments.task is None:
+    manifest: ModelManifest | None = None  # of a server nobody says where its models are, it is not known
+    if arguments.in_process or arguments.model_repository is not None:
         directory = _version_folder(arguments.model_repository or _DEFAULT_REPOSITORY, arguments.model)
         manifest = ModelManifest.load(directory)
-        if manifest.task == GENERATION_TASK:
+        if arguments.in_process and arguments.task is None and manifest.task == GENERATION_TASK:
             from fastserve.tools.evaluation.language_model import evaluate_language_model
 
             return evaluate_language_model(arguments, directory, manifest)
     require_metric_packages()
-    task_name, task, served, seconds = _ask_served(arguments)
-    return _conclude(arguments, task_name, task, served, seconds)
+    task_name, task, served, seconds = _ask_served(arguments, manifest)
+    return _conclude(arguments, manifest, task_name, task, (served, seconds))
 
 
-def _ask_served(arguments: argparse.Namespace) -> tuple[str, EvaluationTask[Any], Predictions, float]:
+def _ask_served(
+    arguments: argparse.Namespace, manifest: ModelManifest | None
+) -> tuple[str, EvaluationTask[Any], Predictions, float]:
     """(task's name, the evaluation, the served model's predictions, the seconds they took)."""
-    if not arguments.in_process:
+    if manifest is None or not arguments.in_process:
         with connect_encoder(server_url(arguments)) as client:
             task_name = arguments.task or task_of(client, arguments.model)
             task = load_dataset(arguments.dataset, task_name, _dataset_options(arguments))
             return task_name, task, *_timed(arguments, task, client)
-    repository = arguments.model_repository or _DEFAULT_REPOSITORY
-    task_name = arguments.task or _manifest(repository, arguments.model).task
+    task_name = arguments.task or manifest.task
     task = load_dataset(arguments.dataset, task_name, _dataset_options(arguments))
     console.stderr().print(f"Starting Triton with {arguments.model} ...", style="dim")
     options = LaunchOptions(model_control_mode="explicit", load_models=(arguments.model,))
+    repository = arguments.model_repository or _DEFAULT_REPOSITORY
     with TritonLauncher(repository, options) as triton, connect_encoder(triton.grpc_url) as client:
         return task_name, task, *_timed(arguments, task, client)
 
@@ -130,14 +133,19 @@ def _timed(arguments: argparse.Namespace, task: EvaluationTask[Any], client: Enc
 
 
 def _conclude(
-    arguments: argparse.Namespace, task_name: str, task: EvaluationTask[Any], served: Predictions, seconds: float
+    arguments: argparse.Namespace,
+    manifest: ModelManifest | None,
+    task_name: str,
+    task: EvaluationTask[Any],
+    answered: tuple[Predictions, float],
 ) -> int:
     from fastserve.tools.evaluation import display
 
+    served, seconds = answered
     reports: dict[str, Report] = {}
     comparison: Comparison | None = None
     if arguments.compare is not None:
-        reports, comparison = _source_reports(arguments, task_name, task, served)
+        reports, comparison = _source_reports(arguments, manifest, task_name, task, served)
     reports[display.SERVED] = task.report(served.values)
     evaluation = display.Evaluation(
         arguments.model, arguments.dataset, task_name, task.item_name, len(task.places), seconds, reports, comparison
@@ -149,20 +157,25 @@ def _conclude(
 
 
 def _source_reports(
-    arguments: argparse.Namespace, task_name: str, task: EvaluationTask[Any], served: Predictions
+    arguments: argparse.Namespace,
+    manifest: ModelManifest | None,
+    task_name: str,
+    task: EvaluationTask[Any],
+    served: Predictions,
 ) -> tuple[dict[str, Report], Comparison]:
     from fastserve.tools.evaluation import display
-    from fastserve.tools.evaluation.source_model import load_base_model, load_source_model
+    from fastserve.tools.evaluation.source_model import load_source_model
 
-    source_model = load_source_model(arguments.compare, task_name)
+    spec = None if manifest is None else manifest.encoder
+    source_model = load_source_model(arguments.compare, task_name, spec)
     source = _predict(task, source_model, display.FINE_TUNED)
     reports = {display.FINE_TUNED: task.report(source.values)}
     if arguments.base is not None:
-        base_model = load_base_model(arguments.base, task_name, source_model.labels)
+        base_model = load_source_model(arguments.base, task_name, spec, source_model.labels)
         base = task.report(_predict(task, base_model, display.BASE).values)
         notes = (*base.notes, *base_model.notes)
         reports = {display.BASE: Report(base.metrics, base.texts, base.details, notes), **reports}
-    return reports, compare(task, served, source, _tolerance(arguments, numeric=task.is_numeric(served.values)))
+    return reports, compare(task, served, source, _tolerance(arguments, manifest, numeric=task.is_numeric(served.values)))
 
 
 def _predict(task: EvaluationTask[Any], predictor: Predictor, name: str) -> Predictions:
@@ -185,20 +198,13 @@ def _dataset_options(arguments: argparse.Namespace) -> DatasetOptions:
     )
 
 
-def _tolerance(arguments: argparse.Namespace, *, numeric: bool) -> Tolerance:
+def _tolerance(arguments: argparse.Namespace, manifest: ModelManifest | None, *, numeric: bool) -> Tolerance:
     """What was given, else what the served model's arithmetic may change; a server does not say what that is."""
-    known = arguments.in_process or arguments.model_repository is not None
-    repository = arguments.model_repository or _DEFAULT_REPOSITORY
-    dtype = _manifest(repository, arguments.model).model.dtype if known else "fp32"
-    usual = default_tolerance(dtype, numeric=numeric)
+    usual = default_tolerance("fp32" if manifest is None else manifest.model.dtype, numeric=numeric)
     return Tolerance(
         usual.share if arguments.tolerance is None else arguments.tolerance,
         usual.score if arguments.score_tolerance is None else arguments.score_tolerance,
     )
-
-
-def _manifest(repository: Path, model: str) -> ModelManifest:
-    return ModelManifest.load(_version_folder(repository, model))
 
 
 def _version_folder(repository: Path, model: str) -> Path:

@@ -19,19 +19,14 @@ def normalised(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(answer: str, right: Sequence[str]) -> float:
-    """1 or 0; ``right``: all right answers."""
-    return float(any(normalised(answer) == normalised(text) for text in _judged(right)))
+def answer_scores(answer: str, right: Sequence[str]) -> tuple[float, float]:
+    """(exact match, F1) with the right answer that fits best: 1 or 0, and the overlap of the words from 0 to 1.
 
-
-def f1(answer: str, right: Sequence[str]) -> float:
-    """Overlap of the words, from 0 to 1, with the right answer that fits best."""
-    return max(_f1(normalised(answer).split(), normalised(text).split()) for text in _judged(right))
-
-
-def _judged(right: Sequence[str]) -> Sequence[str]:
-    """Answers of which nothing is left do not count, as in the official script."""
-    return [text for text in right if normalised(text)] or [""]
+    ``right``: all right answers. Those of which nothing is left do not count, as in the official script.
+    """
+    words = normalised(answer).split()
+    judged = [text.split() for text in map(normalised, right) if text] or [[]]
+    return float(words in judged), max(_f1(words, text) for text in judged)
 
 
 def _f1(words: Sequence[str], right: Sequence[str]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,18 +157,18 @@ def _pair_column(path: Path, row: Row, options: DatasetOptions) -> str | None:
 
 
 def _zero_shot(path: Path, form: str, options: DatasetOptions) -> EvaluationTask[Any]:
-    rows = _rows(path, form, options)
+    rows = read_table(path, form, header=options.header)
     text = column(path, rows[0], options.text_column, _TEXT, "--text-column")
     label = column(path, rows[0], options.label_column, _LABEL, "--label-column")
     right = [text_in(path, row, label) for row in rows]
-    candidates = options.candidate_labels or options.labels or tuple(dict.fromkeys(right))
+    candidates = options.candidate_labels or options.labels or tuple(dict.fromkeys(right))  # of all rows, whatever the limit
     texts = [
         LabelledText(
             place(path, row.line),
             EncoderRequest({"text_input": text_in(path, row, text)}, candidate_labels=candidates, parameters=options.parameters),
             correct,
         )
-        for row, correct in zip(rows, right, strict=True)
+        for row, correct in itertools.islice(zip(rows, right, strict=True), options.limit)
     ]
     return TextClassification(texts, options.labels)
 

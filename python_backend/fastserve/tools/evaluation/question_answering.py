@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fastserve.tools.client import RequestFailed
 from fastserve.tools.encoder_client import EncoderRequest, Outputs, Scalar
-from fastserve.tools.evaluation.answer_scores import exact_match, f1
+from fastserve.tools.evaluation.answer_scores import answer_scores
 from fastserve.tools.evaluation.evaluation_task import Difference, Report
 from fastserve.tools.evaluation.squad import Question
 
@@ -55,7 +55,7 @@ class QuestionAnswering:
     def report(self, predictions: Sequence[BestAnswer]) -> Report:
         """Percentages, as SQuAD's own script gives them."""
         judged = [
-            (bool(question.answers), exact_match(said.text, question.answers), f1(said.text, question.answers))
+            (bool(question.answers), *answer_scores(said.text, question.answers))
             for question, said in zip(self._questions, predictions, strict=True)
         ]
         metrics = _percentages("", judged)

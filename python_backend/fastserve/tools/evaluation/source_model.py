@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastserve.errors import ToolError
+from fastserve.manifest import EncoderSpec
 from fastserve.tools.encoder_client import EncoderRequest, Outputs
 
 
@@ -25,15 +26,13 @@ class SourceModel:
         return outputs
 
 
-def load_source_model(directory: str, task: str) -> SourceModel:
-    """The fine-tuned model. Raises as export's loading does, and :class:`ToolError` when torch or transformers is missing."""
-    model = _loader()(directory, task)
-    return SourceModel(model, model.labels, model.notes)
+def load_source_model(directory: str, task: str, served: EncoderSpec | None, labels: Sequence[str] | None = None) -> SourceModel:
+    """The fine-tuned model, or with ``labels`` the one before it was fine-tuned, with a head for these that has learnt nothing
+    where it has none. ``served``: what is known of the served model.
 
-
-def load_base_model(directory: str, task: str, labels: Sequence[str]) -> SourceModel:
-    """The model before it was fine-tuned, with a head for ``labels`` that has learnt nothing where it has none."""
-    model = _loader()(directory, task, labels)
+    Raises as export's loading does, and :class:`ToolError` when torch or transformers is missing.
+    """
+    model = _loader()(directory, task, served, labels)
     return SourceModel(model, model.labels, model.notes)
 
 

@@ -29,10 +29,12 @@ class LabelledText:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelScores:
-    """``label``: the best one; ``scores``: of each label the answer names. One score alone is the value of a regression."""
+    """``label``: the best one; ``scores``: of each label the answer names. ``is_number``: the model has one output only, so that
+    its score is the value of a regression."""
 
     label: str
     scores: Mapping[str, float]
+    is_number: bool = False
 
 
 class TextClassification:
@@ -54,10 +56,11 @@ class TextClassification:
         result = result_of(answers[0])
         try:
             if isinstance(result, dict):  # zero-shot classification
-                scores = dict(zip(result["labels"], map(float, result["scores"]), strict=True))
+                scores, columns = dict(zip(result["labels"], map(float, result["scores"]), strict=True)), None
             else:
                 scores = {str(entry["label"]): float(entry["score"]) for entry in result}
-            return LabelScores(next(iter(scores)), scores)  # best first
+                columns = len(answers[0].get("scores", scores))  # of all labels, however many were asked for
+            return LabelScores(next(iter(scores)), scores, columns == 1)  # best first
         except (KeyError, TypeError, ValueError, StopIteration):
             raise RequestFailed("INTERNAL", f"not the answer of a text classifier: {quoted(result)}") from None
 
@@ -67,9 +70,7 @@ class TextClassification:
         return Difference(one.label != other.label, distance)
 
     def is_numeric(self, predictions: Sequence[LabelScores]) -> bool:
-        return all(len(prediction.scores) == 1 for prediction in predictions) and (
-            len({prediction.label for prediction in predictions}) == 1  # else: the best label only was asked for
-        )
+        return all(prediction.is_number for prediction in predictions)
 
     def report(self, predictions: Sequence[LabelScores]) -> Report:
         if self.is_numeric(predictions):
