@@ -16,7 +16,7 @@ def document(length: int) -> Window:
     """A text whose tokens are 100, 101, ... between two special tokens and one."""
     ids = (0,) * LEAD + tuple(range(100, 100 + length)) + (1,) * TAIL
     owners = (None,) * LEAD + (0,) * length + (None,) * TAIL
-    return Window(ids, (0,) * len(ids), ((0, 0),) * len(ids), owners, owners, tuple(owner is None for owner in owners))
+    return Window(ids, (0,) * len(ids), ((0, 0),) * len(ids), owners, owners)
 
 
 def shares(length: int, room: int, stride: int) -> tuple[list[Window], list[list[int]]]:

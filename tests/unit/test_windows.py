@@ -52,7 +52,8 @@ def fields_of_encoding(item):
 
 
 def fields_of_window(item):
-    return [item.token_ids, item.token_type_ids, item.offsets, item.sequence_ids, item.word_ids, item.special]
+    special = tuple(owner is None for owner in item.sequence_ids)
+    return [item.token_ids, item.token_type_ids, item.offsets, item.sequence_ids, item.word_ids, special]
 
 
 # --- a text that fits -------------------------------------------------------------------------------------------------
@@ -65,7 +66,6 @@ def test_a_text_that_fits_is_one_window_with_the_models_special_tokens():
     assert window.offsets == ((0, 0), (0, 3), (4, 8), (0, 0))
     assert window.sequence_ids == (None, 0, 0, None)
     assert window.word_ids == (None, 0, 1, None)
-    assert window.special == (True, False, False, True)
     assert (len(window), window.first_token) == (4, 0)
 
 
@@ -80,8 +80,7 @@ def test_a_pair_has_token_types_and_offsets_of_each_text():
 
 def test_a_special_token_within_the_text_belongs_to_the_text():
     (window,) = windows("a [MASK] b")
-    assert window.token_ids[2] == MASK
-    assert window.special == (True, False, False, False, True)
+    assert window.token_ids[2] == MASK and window.sequence_ids == (None, 0, 0, 0, None)
 
 
 def test_offsets_count_characters_whatever_their_bytes():
@@ -281,8 +280,8 @@ def test_threads_with_different_limits_do_not_disturb_each_other():
 def test_the_number_of_special_tokens_is_known_before_there_is_a_text():
     for kind in KINDS:
         tokenizer = tokenizer_of(kind)
-        assert tokenizer.num_special_tokens(pair=False) == windows("a", kind=kind)[0].special.count(True)
-        assert tokenizer.num_special_tokens(pair=True) == windows("a", "a", kind=kind)[0].special.count(True)
+        assert tokenizer.num_special_tokens(pair=False) == windows("a", kind=kind)[0].sequence_ids.count(None)
+        assert tokenizer.num_special_tokens(pair=True) == windows("a", "a", kind=kind)[0].sequence_ids.count(None)
 
 
 def test_a_token_is_known_by_its_text_or_not_at_all():

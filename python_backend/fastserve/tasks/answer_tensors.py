@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,17 @@ def sigmoid(logits: FloatArray) -> FloatArray:
     return shares
 
 
+def by_text(outputs: Iterable[FloatArray], counts: Iterable[int]) -> list[list[FloatArray]]:
+    """``outputs``: of all windows, text by text; ``counts``: the number of windows of each text."""
+    remaining = iter(outputs)
+    return [list(itertools.islice(remaining, count)) for count in counts]
+
+
 def mean_of_windows(outputs: Sequence[FloatArray], counts: Sequence[int]) -> list[FloatArray]:
     """One row [n] for each text: the mean of its windows' rows. ``outputs``: [n] for each window, text by text;
     ``counts``: the number of windows of each text."""
-    if len(outputs) == len(counts):
-        return list(outputs)
-    ends = np.cumsum(counts)
     return [
-        np.mean(outputs[end - count : end], axis=0, dtype=np.float32) for count, end in zip(counts, ends.tolist(), strict=True)
+        windows[0] if len(windows) == 1 else np.mean(windows, axis=0, dtype=np.float32) for windows in by_text(outputs, counts)
     ]
 
 

@@ -18,7 +18,7 @@ from fastserve.core.encoding import EncodingRequest, TokenSequence
 from fastserve.errors import InvalidRequest, ManifestError
 from fastserve.manifest import EncoderSpec, ModelManifest
 from fastserve.text.tokenizer import Tokenizer
-from fastserve.text.windows import SECOND, Window, WindowLimits
+from fastserve.text.windows import LONGEST, SECOND, Window, WindowLimits
 
 FloatArray = npt.NDArray[np.float32]
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -125,9 +125,17 @@ class SequenceMaker:
         # A tokenizer may have more ids than the model has rows.
         self._vocab_size = manifest.model.vocab_size if tokenizer.size > manifest.model.vocab_size else None
 
-    def limits(self, truncation: bool, cut: str = SECOND) -> WindowLimits:
-        """The model's own; the parameters are those of :class:`WindowLimits`."""
+    def limits(self, truncation: bool, cut: str | None = None) -> WindowLimits:
+        """The model's own; the parameters are those of :class:`WindowLimits`. Of a pair, the second text is cut into windows, and
+        the longer one truncated, unless ``cut`` says otherwise."""
+        cut = cut or (LONGEST if truncation else SECOND)
         return WindowLimits(self.spec.max_length, self.spec.stride, truncation, cut, self._fields)
+
+    def windows(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncation: bool, cut: str | None = None
+    ) -> list[list[Window]]:
+        """The windows of each text, or pair of texts; at least one. Raises RequestTooLong."""
+        return self.tokenizer.windows_batch(texts, pairs, self.limits(truncation, cut))
 
     def sequence(self, window: Window, rows: tuple[int, ...] = ()) -> TokenSequence:
         """``rows``: the tokens whose rows are wanted, for graphs that compute only those. Raises InvalidRequest for a window
@@ -143,6 +151,12 @@ class SequenceMaker:
         token_id = max(window.token_ids)
         field = self._fields[window.sequence_ids[window.token_ids.index(token_id)] or 0]
         return InvalidRequest(field, f"a word of token id {token_id}", f"words whose token ids are below {vocab_size}")
+
+    def request_windows(
+        self, request_id: int, documents: Iterable[Iterable[Window]], now: float, parameters: Mapping[str, Any]
+    ) -> EncodingRequest:
+        """The request for all the windows of ``documents``, in order. Raises InvalidRequest as :meth:`sequence` does."""
+        return self.request(request_id, [self.sequence(window) for windows in documents for window in windows], now, parameters)
 
     def request(
         self, request_id: int, sequences: Iterable[TokenSequence], now: float, parameters: Mapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from fastserve.errors import ManifestError
 from fastserve.manifest import ModelManifest
-from fastserve.tasks.answer_tensors import finite
+from fastserve.tasks.answer_tensors import by_text, finite
 from fastserve.tasks.encoding_parameters import WINDOW_PARAMETERS, read_parameters
 from fastserve.tasks.encoding_task import EncodingInput, FloatArray, PreparedEncoding, SequenceMaker, Tensors, required_texts
 from fastserve.tasks.sampling_parameters import Parameter, read_truth
@@ -36,20 +35,17 @@ class FeatureExtraction:
     def prepare(self, item: EncodingInput, request_id: int, now: float) -> PreparedEncoding:
         """Raises InvalidRequest naming the field."""
         parameters = read_parameters(item.parameters, FEATURE_EXTRACTION_PARAMETERS)
-        limits = self._sequences.limits(parameters["truncation"])
-        documents = self._sequences.tokenizer.windows_batch(required_texts(item, "text_input"), None, limits)
-        sequences = [self._sequences.sequence(window) for windows in documents for window in windows]
+        documents = self._sequences.windows(required_texts(item, "text_input"), truncation=parameters["truncation"])
         weights = [[window.sequence_ids.count(0) for window in windows] for windows in documents]
-        request = self._sequences.request(request_id, sequences, now, parameters)
+        request = self._sequences.request_windows(request_id, documents, now, parameters)
         return PreparedEncoding(request, functools.partial(self._answer, weights, parameters))
 
     def _answer(self, weights: Sequence[Sequence[int]], parameters: Mapping[str, Any], outputs: Sequence[FloatArray]) -> Tensors:
         """``outputs``: [n] for each window, text by text; ``weights``: the tokens of its text in each window."""
-        remaining = iter(outputs)
-        rows = []
-        for counts in weights:
-            windows = np.stack(list(itertools.islice(remaining, len(counts))))  # [num_windows, n]
-            rows.append(np.average(windows, axis=0, weights=counts) if len(counts) > 1 else windows[0])
+        rows = [
+            windows[0] if len(windows) == 1 else np.average(np.stack(windows), axis=0, weights=counts)
+            for counts, windows in zip(weights, by_text(outputs, map(len, weights)), strict=True)
+        ]
         embeddings = finite(np.stack(rows).astype(np.float32, copy=False))  # [B, n]
         if self._sequences.spec.normalize if parameters["normalize"] is None else parameters["normalize"]:
             embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), np.float32(SHORTEST))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastserve.core.encoding import TokenSequence
 from fastserve.errors import InvalidRequest, ManifestError
 from fastserve.manifest import ModelManifest
-from fastserve.tasks.answer_tensors import finite, json_tensor, softmax
+from fastserve.tasks.answer_tensors import by_text, finite, json_tensor, softmax
 from fastserve.tasks.encoding_parameters import WINDOW_PARAMETERS, read_parameters, text_list
 from fastserve.tasks.encoding_task import EncodingInput, FloatArray, PreparedEncoding, SequenceMaker, Tensors, required_texts
 from fastserve.tasks.ragged_tensors import ragged_numbers, ragged_strings
@@ -110,12 +110,11 @@ class FillMask:
         self, texts: Sequence[MaskedText], targets: IndexArray | None, num_proposals: int, outputs: Sequence[FloatArray]
     ) -> Tensors:
         """``outputs``: [num_masks, vocab_size] for each window, or [num_tokens, vocab_size] of a graph that computes all."""
-        remaining = iter(outputs)
         filled: list[list[list[dict[str, Any]]]] = []
-        for text in texts:
-            parts = zip(text.sequences, itertools.islice(remaining, len(text.sequences)), strict=True)
+        for text, own in zip(texts, by_text(outputs, (len(text.sequences) for text in texts)), strict=True):
             rows = itertools.chain.from_iterable(
-                output if self._by_row else output[list(sequence.rows)] for sequence, output in parts
+                output if self._by_row else output[list(sequence.rows)]
+                for sequence, output in zip(text.sequences, own, strict=True)
             )
             filled.append(self._fill(text, rows, targets, num_proposals))
         flat = [[proposal for proposals in masks for proposal in proposals] for masks in filled]

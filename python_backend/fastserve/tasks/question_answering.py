@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from fastserve.errors import ManifestError
 from fastserve.manifest import ModelManifest
 from fastserve.tasks.answer_spans import Answer, best_spans, context_probabilities, merge_answers, whole_words
-from fastserve.tasks.answer_tensors import finite, json_tensor, string_tensor
+from fastserve.tasks.answer_tensors import by_text, finite, json_tensor, string_tensor
 from fastserve.tasks.encoding_parameters import DEADLINE_PARAMETER, read_parameters
 from fastserve.tasks.encoding_task import EncodingInput, FloatArray, PreparedEncoding, SequenceMaker, Tensors, required_texts
 from fastserve.tasks.sampling_parameters import Parameter, read_truth, whole_number
@@ -47,9 +46,8 @@ class QuestionAnswering:
         """Raises InvalidRequest naming the field, also for a question that leaves its context no room."""
         parameters = read_parameters(item.parameters, QUESTION_ANSWERING_PARAMETERS)
         questions, contexts = required_texts(item, "question"), required_texts(item, "context")
-        documents = self._sequences.tokenizer.windows_batch(questions, contexts, self._sequences.limits(truncation=False))
-        sequences = [self._sequences.sequence(window) for windows in documents for window in windows]
-        request = self._sequences.request(request_id, sequences, now, parameters)
+        documents = self._sequences.windows(questions, contexts, truncation=False)
+        request = self._sequences.request_windows(request_id, documents, now, parameters)
         return PreparedEncoding(request, functools.partial(self._answer, contexts, documents, parameters))
 
     def _answer(
@@ -60,11 +58,10 @@ class QuestionAnswering:
         outputs: Sequence[FloatArray],
     ) -> Tensors:
         """``outputs``: [num_tokens, 2] for each window, document by document: the logits to start and to end the answer."""
-        remaining = iter(outputs)
-        rows = []
-        for context, windows in zip(contexts, documents, strict=True):
-            logits = list(itertools.islice(remaining, len(windows)))
-            rows.append(self._best(context, windows, logits, parameters))
+        rows = [
+            self._best(context, windows, logits, parameters)
+            for context, windows, logits in zip(contexts, documents, by_text(outputs, map(len, documents)), strict=True)
+        ]
         return {
             "answer": string_tensor([[row[0].text] for row in rows]),
             "score": np.array([[row[0].score] for row in rows], np.float32),

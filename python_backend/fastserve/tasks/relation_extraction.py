@@ -40,8 +40,7 @@ class RelationExtraction:
             self._window(window, span, truncation=parameters["truncation"])
             for window, (_, span) in zip(whole, marked, strict=True)
         ]
-        sequences = [self._sequences.sequence(window) for window in windows]
-        request = self._sequences.request(request_id, sequences, now, parameters)
+        request = self._sequences.request_windows(request_id, [windows], now, parameters)
         return PreparedEncoding(request, functools.partial(self._answer, parameters))
 
     def _answer(self, parameters: Mapping[str, Any], outputs: Sequence[FloatArray]) -> Tensors:

@@ -14,7 +14,6 @@ from fastserve.tasks.encoding_task import EncodingInput, FloatArray, PreparedEnc
 from fastserve.tasks.sampling_parameters import Parameter
 from fastserve.tasks.text_classification import SCORE_FUNCTIONS, check_classifier, default_function
 from fastserve.text.tokenizer import Tokenizer
-from fastserve.text.windows import LONGEST, SECOND
 
 RERANKING_PARAMETERS = {**WINDOW_PARAMETERS, "function_to_apply": Parameter(choice("sigmoid", "none"), "sigmoid or none", None)}
 
@@ -33,13 +32,10 @@ class Reranking:
         """Raises InvalidRequest naming the field."""
         parameters = read_parameters(item.parameters, RERANKING_PARAMETERS)
         texts, pairs = required_texts(item, "text_input"), required_texts(item, "text_pair")
-        truncation = parameters["truncation"]
-        limits = self._sequences.limits(truncation, LONGEST if truncation else SECOND)
-        windows = self._sequences.tokenizer.windows_batch(texts, pairs, limits)
-        sequences = [self._sequences.sequence(window) for row in windows for window in row]
+        documents = self._sequences.windows(texts, pairs, truncation=parameters["truncation"])
         function = parameters["function_to_apply"] or self._function
-        request = self._sequences.request(request_id, sequences, now, parameters)
-        return PreparedEncoding(request, functools.partial(_answer, [len(row) for row in windows], function))
+        request = self._sequences.request_windows(request_id, documents, now, parameters)
+        return PreparedEncoding(request, functools.partial(_answer, list(map(len, documents)), function))
 
 
 def _answer(counts: Sequence[int], function: str, outputs: Sequence[FloatArray]) -> Tensors:

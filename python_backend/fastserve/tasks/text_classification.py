@@ -24,7 +24,6 @@ from fastserve.tasks.encoding_task import (
 )
 from fastserve.tasks.sampling_parameters import Parameter, whole_number
 from fastserve.text.tokenizer import Tokenizer
-from fastserve.text.windows import LONGEST, SECOND
 
 SCORE_FUNCTIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "softmax": softmax,
@@ -96,12 +95,9 @@ class TextClassification:
         """Raises InvalidRequest naming the field."""
         parameters = read_parameters(item.parameters, CLASSIFICATION_PARAMETERS)
         texts, pairs = required_texts(item, "text_input"), optional_texts(item, "text_pair")
-        truncation = parameters["truncation"]
-        limits = self._sequences.limits(truncation, LONGEST if truncation else SECOND)
-        windows = self._sequences.tokenizer.windows_batch(texts, pairs, limits)
-        sequences = [self._sequences.sequence(window) for row in windows for window in row]
-        request = self._sequences.request(request_id, sequences, now, parameters)
-        return PreparedEncoding(request, functools.partial(self._answer, [len(row) for row in windows], parameters))
+        documents = self._sequences.windows(texts, pairs, truncation=parameters["truncation"])
+        request = self._sequences.request_windows(request_id, documents, now, parameters)
+        return PreparedEncoding(request, functools.partial(self._answer, list(map(len, documents)), parameters))
 
     def _answer(self, counts: Sequence[int], parameters: Mapping[str, Any], outputs: Sequence[FloatArray]) -> Tensors:
         return self._labels.tensors(mean_of_windows(outputs, counts), parameters)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from fastserve.errors import ManifestError
 from fastserve.manifest import ModelManifest
-from fastserve.tasks.answer_tensors import finite, json_tensor, softmax
+from fastserve.tasks.answer_tensors import by_text, finite, json_tensor, softmax
 from fastserve.tasks.encoding_parameters import WINDOW_PARAMETERS, choice, read_parameters, text_list
 from fastserve.tasks.encoding_task import EncodingInput, FloatArray, PreparedEncoding, SequenceMaker, Tensors, required_texts
 from fastserve.tasks.entities import STRATEGIES, WORD_STRATEGIES, Entity, EntityReader, LabelledTokens
@@ -53,9 +52,8 @@ class TokenClassification:
         """Raises InvalidRequest naming the field."""
         parameters = read_parameters(item.parameters, TOKEN_CLASSIFICATION_PARAMETERS)
         texts = required_texts(item, "text_input")
-        documents = self._tokenizer.windows_batch(texts, None, self._sequences.limits(parameters["truncation"]))
-        sequences = [self._sequences.sequence(window) for windows in documents for window in windows]
-        request = self._sequences.request(request_id, sequences, now, parameters)
+        documents = self._sequences.windows(texts, truncation=parameters["truncation"])
+        request = self._sequences.request_windows(request_id, documents, now, parameters)
         return PreparedEncoding(request, functools.partial(self._answer, texts, documents, parameters))
 
     def _answer(
@@ -67,10 +65,8 @@ class TokenClassification:
     ) -> Tensors:
         """``outputs``: [num_tokens, num_labels] for each window, document by document."""
         strategy = parameters["aggregation_strategy"] or self._sequences.spec.aggregation_strategy
-        remaining = iter(outputs)
         rows = []
-        for text, windows in zip(texts, documents, strict=True):
-            logits = list(itertools.islice(remaining, len(windows)))
+        for text, windows, logits in zip(texts, documents, by_text(outputs, map(len, documents)), strict=True):
             tokens = self._labelled(text, windows, logits, words=strategy in WORD_STRATEGIES)
             rows.append(self._reader.read(tokens, strategy, parameters["ignore_labels"]))
         return {

@@ -68,11 +68,10 @@ class ZeroShotClassification:
         _check_size(texts, labels, parameters["hypothesis_template"])
         hypotheses = [parameters["hypothesis_template"].format(label) for row in labels for label in row]
         premises = [text for text, row in zip(texts, labels, strict=True) for _ in row]
-        limits = self._sequences.limits(parameters["truncation"], FIRST)
-        windows = self._sequences.tokenizer.windows_batch(premises, hypotheses, limits)
-        sequences = [self._sequences.sequence(window) for row in windows for window in row]
-        answer = functools.partial(self._answer, texts, labels, [len(row) for row in windows], parameters["multi_label"])
-        return PreparedEncoding(self._sequences.request(request_id, sequences, now, parameters), answer)
+        documents = self._sequences.windows(premises, hypotheses, truncation=parameters["truncation"], cut=FIRST)
+        request = self._sequences.request_windows(request_id, documents, now, parameters)
+        answer = functools.partial(self._answer, texts, labels, list(map(len, documents)), parameters["multi_label"])
+        return PreparedEncoding(request, answer)
 
     def _answer(
         self,

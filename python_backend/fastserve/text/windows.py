@@ -49,11 +49,10 @@ class Window:
     offsets: tuple[tuple[int, int], ...]
     """Characters [start, end) of the token's own text; (0, 0) for special tokens."""
     sequence_ids: tuple[int | None, ...]
-    """0: of the first text, 1: of the second, None: a special token that is put around the texts."""
+    """0: of the first text, 1: of the second, None: a special token that is put around the texts. One that stands in a text, such
+    as a mask, is of that text."""
     word_ids: tuple[int | None, ...]
     """Number of the word in its own text, as the pre-tokenizer splits it; None for special tokens."""
-    special: tuple[bool, ...]
-    """Whether the token was put around the texts. One that stands in a text, such as a mask, is of that text."""
     first_token: int = 0
     """Index, in the cut text, of the first of its tokens that is in this window."""
 
@@ -81,21 +80,18 @@ class Window:
             part(self.offsets),
             part(self.sequence_ids),
             part(self.word_ids),
-            part(self.special),
             self.first_token + start,
         )
 
 
 def whole_window(encoding: tokenizers.Encoding) -> Window:
     """The window that holds everything, however long it is."""
-    sequence_ids = tuple(encoding.sequence_ids)
     return Window(
         token_ids=tuple(encoding.ids),
         token_type_ids=tuple(encoding.type_ids),
         offsets=tuple(encoding.offsets),
-        sequence_ids=sequence_ids,
+        sequence_ids=tuple(encoding.sequence_ids),
         word_ids=tuple(encoding.word_ids),
-        special=tuple([owner is None for owner in sequence_ids]),
     )
 
 
