@@ -116,7 +116,8 @@ class Outcome:
     """What became of one request."""
 
     token_ids: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float | None] = dataclasses.field(default_factory=list)
+    logprobs: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
+    """What each event says of probabilities."""
     endings: list[Any] = dataclasses.field(default_factory=list)
     """A FinishReason, Encoded, an error or "aborted"; exactly one when all is well."""
 
@@ -128,7 +129,7 @@ def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None)
         outcome = outcomes.setdefault(event.request_id, Outcome())
         if isinstance(event, TokenEvent):
             outcome.token_ids.append(event.token_id)
-            outcome.logprobs.append(event.logprob)
+            outcome.logprobs.append((event.logprob, event.logprobs, event.prompt_logprobs))
             if event.finish_reason is not None:
                 outcome.endings.append(event.finish_reason)
         elif isinstance(event, Encoded):

@@ -94,7 +94,6 @@ WRONG = {
         model="llama-tiny-pool",
     ),
     "echo of a stream": Wrong(TEXT | {"stream": True, "exclude_input_in_output": False}, ("exclude_input_in_output: got False",)),
-    "return_logprobs": Wrong(TEXT | {"return_logprobs": True}, "return_logprobs: not supported by this version"),
     "return_timing": Wrong(TEXT | {"return_timing": True}, "return_timing: not supported by this version"),
     "unsupported parameter": Wrong(question({"n": 2}, **TEXT), "n: 2 is not supported by this version"),
     "unknown parameter": Wrong(question({"max_tokns": 2}, **TEXT), ("max_tokns: got 2", "allowed: a known sampling parameter")),

@@ -24,6 +24,8 @@ GOOD = {
     "ignore_eos": [True, False, "true", "FALSE", 1, "0"],
     "include_stop_str_in_output": [True, "false"],
     "skip_special_tokens": [False, "true"],
+    "logprobs": [0, "5", 20],
+    "prompt_logprobs": [0, "1", 20],
     "deadline_ms": [60_000, "60000", 10**10],
     "messages": [[TURN], [{"role": "system", "content": ""}, TURN]],
 }
@@ -43,6 +45,8 @@ BAD = {
     "ignore_eos": ["no", 2, [], {}],
     "include_stop_str_in_output": ["maybe", 5],
     "skip_special_tokens": ["", -1],
+    "logprobs": [-1, 21, "few", True],
+    "prompt_logprobs": [-1, 21, 0.5, True],
     "deadline_ms": [0, -5, 10**10 + 1, "soon", 0.5],
     "messages": ["hi", [], [{}], [{"role": "user"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": ["x"]}], TURN],
 }
@@ -51,8 +55,6 @@ ASKS_FOR_MORE = {
     "best_of": [2],
     "num_beams": [4],
     "length_penalty": [0.5, 2],
-    "logprobs": [1, 0],
-    "prompt_logprobs": [1],
     "bad_words": [["darn"]],
     "truncate_prompt_tokens": [5],
     "json": [{"type": "object"}, "{}"],

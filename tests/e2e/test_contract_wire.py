@@ -18,7 +18,7 @@ from fastserve.errors import ErrorCode
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 
 WIRE_TYPES = {spec.name: spec.data_type.removeprefix("TYPE_").replace("STRING", "BYTES") for spec in TEXT_GENERATION_INPUTS}
-RETURNS = ("finish_reason", "cumulative_logprob", "num_input_tokens", "num_output_tokens", "output_ids")
+RETURNS = ("finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens", "output_ids")
 
 
 class Refused(Exception):
@@ -158,7 +158,7 @@ CONTRACT_INPUTS = {
     "stream": ("BOOL", [1]),
     "sampling_parameters": ("BYTES", [1]),
     "exclude_input_in_output": ("BOOL", [1]),
-    **{f"return_{name}": ("BOOL", [1]) for name in (*RETURNS, "logprobs", "timing")},
+    **{f"return_{name}": ("BOOL", [1]) for name in (*RETURNS, "timing")},
 }
 CONTRACT_OUTPUTS = {
     "text_output": ("BYTES", [-1]),
@@ -168,6 +168,7 @@ CONTRACT_OUTPUTS = {
     "num_input_tokens": ("UINT32", [1]),
     "num_output_tokens": ("UINT32", [-1]),
     "output_ids": ("INT64", [-1]),
+    "prompt_logprobs": ("BYTES", [1]),
 }
 
 

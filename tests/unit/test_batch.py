@@ -145,3 +145,9 @@ def test_slots_of_random_batches_agree_with_the_definition():
         assert batch.slot_mapping.tolist() == [item.block_table[index // 4] * 4 + index % 4 for item, index in places]
         assert batch.position_ids.tolist() == [index for _, index in places]
         assert batch.num_rows == sum(item.samples for item in inputs)
+
+
+def test_rows_of_a_prompt_come_before_the_row_that_samples():
+    first = SequenceInput([10, 11, 12, 13], 0, [5], samples=True, prompt_rows=range(1, 3))
+    second = SequenceInput([20, 21], 0, [6], samples=False, prompt_rows=range(2))
+    assert pack([first, DECODE, second], 4).logits_rows.tolist() == [1, 2, 3, 4, 5, 6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,11 +15,13 @@ from fastserve.triton.protocol import (
     TENSORS_ONLY,
     UNSUPPORTED_FLAGS,
     Answer,
+    Prompt,
     ReturnFlags,
-    encode_answer,
+    encode_answers,
     parse_generation,
 )
 
+OPTIONAL_OUTPUTS = [field.name for field in dataclasses.fields(ReturnFlags)]
 NUMPY_TYPES = {"TYPE_STRING": np.object_, "TYPE_FP32": np.float32, "TYPE_UINT32": np.uint32, "TYPE_INT64": np.int64}
 
 
@@ -41,7 +44,7 @@ def sampling(document):
 def test_a_request_with_nothing_but_text_has_every_default():
     item, flags = parse(text_input=text("Grüße"))
     assert (item.text, item.input_ids, item.stream, item.exclude_input_in_output) == ("Grüße", None, False, None)
-    assert (dict(item.parameters), item.return_logprobs) == ({}, False)
+    assert (dict(item.parameters), item.return_logprobs, item.return_cumulative_logprob) == ({}, False, False)
     assert flags == ReturnFlags()
 
 
@@ -80,21 +83,17 @@ def test_input_ids_are_plain_numbers_whatever_the_shape():
     assert all(type(value) is int for value in parse(input_ids=np.array([2**40], np.int64))[0].input_ids)
 
 
-@pytest.mark.parametrize("name", ["finish_reason", "cumulative_logprob", "num_input_tokens", "num_output_tokens", "output_ids"])
+@pytest.mark.parametrize("name", OPTIONAL_OUTPUTS)
 def test_each_optional_output_is_asked_for_on_its_own(name):
     _, flags = parse(text_input=text("a"), **{f"return_{name}": np.array([True])})
     assert flags == ReturnFlags(**{name: True})
 
 
 def test_the_engine_computes_log_probabilities_only_for_those_who_want_their_sum():
-    assert parse(text_input=text("a"), return_cumulative_logprob=np.array([True]))[0].return_logprobs
-    assert not parse(text_input=text("a"), return_finish_reason=np.array([True]))[0].return_logprobs
-
-
-def test_alternatives_log_probabilities_are_refused_as_unsupported():
-    with pytest.raises(UnsupportedFeature, match=r"^return_logprobs: "):
-        parse(text_input=text("a"), return_logprobs=np.array([True]))
-    parse(text_input=text("a"), return_logprobs=np.array([False]))
+    assert parse(text_input=text("a"), return_cumulative_logprob=np.array([True]))[0].return_cumulative_logprob
+    assert not parse(text_input=text("a"), return_finish_reason=np.array([True]))[0].return_cumulative_logprob
+    assert parse(text_input=text("a"), return_logprobs=np.array([True]))[0].return_logprobs
+    assert not parse(text_input=text("a"), return_logprobs=np.array([False]))[0].return_logprobs
 
 
 @pytest.mark.parametrize("name", ["text_input", "sampling_parameters"])
@@ -217,8 +216,14 @@ def test_flags_of_later_versions_are_refused_by_name_unless_false(name):
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
-ALL = ReturnFlags(True, True, True, True, True)
-ANSWER = Answer("Grüße", (5, 6, 7), -1.25, 4, FinishReason.LENGTH)
+ALL = ReturnFlags(True, True, True, True, True, True)
+ANSWER = Answer("Grüße", (5, 6, 7), -1.25, FinishReason.LENGTH, '[{"5": {}}]')
+OTHER = Answer("", (8,), -0.5, None)
+PROMPT = Prompt(4, "[null]")
+
+
+def encode_answer(answer, flags):
+    return encode_answers([answer], Prompt(4), flags)
 
 
 def test_an_answer_is_its_text_when_nothing_else_was_asked_for():
@@ -229,8 +234,8 @@ def test_an_answer_is_its_text_when_nothing_else_was_asked_for():
 
 def test_every_output_has_the_type_and_number_of_dimensions_of_the_contract():
     contract = {spec.name: spec for spec in TEXT_GENERATION_OUTPUTS}
-    tensors = encode_answer(ANSWER, ALL)
-    assert set(tensors) == set(contract) - {"logprobs"}
+    tensors = encode_answers([ANSWER], PROMPT, ALL)
+    assert set(tensors) == set(contract)
     for name, tensor in tensors.items():
         assert tensor.dtype == NUMPY_TYPES[contract[name].data_type], name
         assert tensor.ndim == 1, name
@@ -244,21 +249,32 @@ def test_the_optional_outputs_say_what_the_answer_says():
     assert tensors["num_input_tokens"].tolist() == [4]
     assert tensors["num_output_tokens"].tolist() == [3]
     assert tensors["output_ids"].tolist() == [5, 6, 7]
+    assert tensors["logprobs"].tolist() == [b'[{"5": {}}]']
+
+
+def test_several_answers_have_an_element_each_and_their_ids_follow_one_another():
+    tensors = encode_answers([ANSWER, OTHER], PROMPT, ALL)
+    assert tensors["text_output"].tolist() == ["Grüße".encode(), b""]
+    assert tensors["finish_reason"].tolist() == [b"length", b"None"]
+    assert tensors["cumulative_logprob"].tolist() == [-1.25, -0.5]
+    assert tensors["logprobs"].tolist() == [b'[{"5": {}}]', b"null"]
+    assert (tensors["num_output_tokens"].tolist(), tensors["output_ids"].tolist()) == ([3, 1], [5, 6, 7, 8])
+    assert (tensors["num_input_tokens"].tolist(), tensors["prompt_logprobs"].tolist()) == ([4], [b"[null]"])
 
 
 @pytest.mark.parametrize(("reason", "shown"), [(None, b"None"), (FinishReason.STOP, b"stop"), (FinishReason.LENGTH, b"length")])
 def test_the_finish_reason_reads_none_until_the_end(reason, shown):
-    answer = Answer("", (), 0.0, 1, reason)
+    answer = Answer("", (), 0.0, reason)
     assert encode_answer(answer, ReturnFlags(finish_reason=True))["finish_reason"].tolist() == [shown]
 
 
-@pytest.mark.parametrize("name", ["finish_reason", "cumulative_logprob", "num_input_tokens", "num_output_tokens", "output_ids"])
+@pytest.mark.parametrize("name", OPTIONAL_OUTPUTS)
 def test_each_flag_adds_exactly_its_own_output(name):
     assert set(encode_answer(ANSWER, ReturnFlags(**{name: True}))) == {"text_output", name}
 
 
 def test_an_answer_without_tokens_has_empty_ids_of_the_right_type():
-    ids = encode_answer(Answer("", (), 0.0, 1, None), ReturnFlags(output_ids=True))["output_ids"]
+    ids = encode_answer(Answer("", (), 0.0, None), ReturnFlags(output_ids=True))["output_ids"]
     assert (ids.shape, ids.dtype) == ((0,), np.int64)
 
 

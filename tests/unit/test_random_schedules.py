@@ -27,6 +27,8 @@ def random_request(rng, request_id, now):
     if params["stop_token_ids"] and rng.random() < 0.5:
         params["min_tokens"] = rng.randint(0, params["max_tokens"])
     params["return_logprobs"] = rng.random() < 0.2
+    params["logprobs"] = rng.choice((None, None, 0, 3))
+    params["prompt_logprobs"] = rng.choice((None, None, 0, 2))
     prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((1, 3, 4, 5, 17, 60, 130)))]
     deadline = now + rng.uniform(0.0, 30.0) if rng.random() < 0.1 else None
     return make_request(request_id, prompt, deadline=deadline, **params)

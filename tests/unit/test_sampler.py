@@ -10,6 +10,7 @@ import pytest
 from fastserve.core.plan import SampledToken
 from fastserve.core.sequence import Sequence
 from fastserve.errors import InvalidRequest, StepFailed
+from fastserve.worker.logprobs import position_logprobs
 from fastserve.worker.sampler import Sampler, draw, process_logits, uniform
 from tests.doubles import make_request
 
@@ -224,6 +225,15 @@ def test_log_probabilities_are_the_log_softmax_of_the_unchanged_row():
 def test_log_probabilities_are_only_computed_when_asked_for():
     (token,) = Sampler().sample(random_logits(1), [sequence()])
     assert token.logprob is None
+
+
+def test_the_likeliest_tokens_are_those_of_the_unchanged_row():
+    row = random_logits(1, seed=2)[0]
+    made = sequence(temperature=0.4, top_k=5, repetition_penalty=2.0, logprobs=3, seed=9)
+    (token,) = Sampler().sample(row[None], [made])
+    assert token.logprobs == position_logprobs(row, token.token_id, 3)
+    (token,) = Sampler().sample(row[None], [sequence()])
+    assert token.logprobs is None
 
 
 def test_log_probabilities_survive_logits_of_any_size():

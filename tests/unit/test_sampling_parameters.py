@@ -27,6 +27,8 @@ GOOD = {
     "ignore_eos": [(True, True), (False, False), ("true", True), ("False", False), ("1", True), (0, False)],
     "include_stop_str_in_output": [(True, True), ("false", False)],
     "skip_special_tokens": [(False, False), ("TRUE", True), ("0", False)],
+    "logprobs": [(0, 0), ("5", 5), (20, 20)],
+    "prompt_logprobs": [(0, 0), ("1", 1), (20.0, 20)],
     "deadline_ms": [(1, 1), ("2500", 2500), (10**10, 10**10)],
     "messages": [(CHAT, tuple(CHAT)), (CHAT * 3, tuple(CHAT * 3))],
 }
@@ -48,6 +50,8 @@ BAD = {
     "ignore_eos": [2, "yes", "", "maybe", [], [True], {}, 1.5, NAN],
     "include_stop_str_in_output": ["no", 3],
     "skip_special_tokens": ["off", -1],
+    "logprobs": [*WRONG_NUMBERS, -1, 21, 0.5],
+    "prompt_logprobs": [*WRONG_NUMBERS, -1, 21, 0.5],
     "deadline_ms": [*WRONG_NUMBERS, 0, -5, 10**10 + 1, HUGE],
     "messages": ["hi", [], {}, [1], ["hi"], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}]],
 }
@@ -68,6 +72,8 @@ RANGES = {
     "ignore_eos": "true or false",
     "include_stop_str_in_output": "true or false",
     "skip_special_tokens": "true or false",
+    "logprobs": "from 0 to 20",
+    "prompt_logprobs": "from 0 to 20",
     "deadline_ms": "milliseconds from 1 to 10000000000",
     "messages": '{"role": string, "content": string}',
 }
@@ -153,9 +159,6 @@ def test_keys_that_are_tritons_own_business_are_passed_over(key):
         ("best_of", 4),
         ("num_beams", 5),
         ("length_penalty", 0.5),
-        ("logprobs", 5),
-        ("logprobs", 0),
-        ("prompt_logprobs", 1),
         ("bad_words", ["x"]),
         ("truncate_prompt_tokens", 100),
         ("json", {"type": "object"}),

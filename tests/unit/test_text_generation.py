@@ -27,8 +27,9 @@ def make_task(*, template="<{{ messages[0].content }}>", seeds=(11, 12, 13), dea
 
 
 def prepare(task=None, *, now=0.0, stream=False, exclude=None, **fields):
-    """``fields``: text, input_ids, return_logprobs; anything else is a sampling parameter."""
-    own = {name: fields.pop(name) for name in ("text", "input_ids", "return_logprobs") if name in fields}
+    """``fields``: text, input_ids, return_cumulative_logprob, return_logprobs; anything else is a sampling parameter."""
+    names = ("text", "input_ids", "return_cumulative_logprob", "return_logprobs")
+    own = {name: fields.pop(name) for name in names if name in fields}
     item = GenerationInput(stream=stream, exclude_input_in_output=exclude, parameters=fields, **own)
     return (task or make_task()).prepare(item, 5, now)
 
@@ -190,10 +191,17 @@ def test_a_random_seed_is_drawn_only_for_requests_that_bring_none():
 def test_every_sampling_parameter_reaches_the_engine():
     given = {"max_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1}
     given |= {"presence_penalty": 0.3, "frequency_penalty": -0.4, "repetition_penalty": 1.2, "seed": 8}
-    params = prepare(text="a", return_logprobs=True, **given).request.params
+    params = prepare(text="a", return_cumulative_logprob=True, **given).request.params
     assert {name: getattr(params, name) for name in given} == given
     assert params.return_logprobs
     assert not prepare(text="a").request.params.return_logprobs
+
+
+def test_the_likeliest_tokens_are_computed_only_for_those_who_read_them():
+    assert prepare(text="a", logprobs=3, return_logprobs=True).request.params.logprobs == 3
+    assert prepare(text="a", logprobs=3).request.params.logprobs is None
+    assert prepare(text="a", return_logprobs=True).request.params.logprobs is None
+    assert prepare(text="a", prompt_logprobs=0).request.params.prompt_logprobs == 0
 
 
 def test_what_shapes_the_text_stays_with_the_answer():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.request import FinishReason
 from fastserve.errors import FastServeError
 
@@ -19,6 +20,10 @@ class TokenEvent:
     logprob: float | None
     """Natural log of the token's probability before sampling changes; None unless asked for."""
     finish_reason: FinishReason | None
+    logprobs: PositionLogprobs | None = None
+    """The token among the likeliest ones; None unless asked for."""
+    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
+    """With the first token: the same for each token of the prompt but its first; None unless asked for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

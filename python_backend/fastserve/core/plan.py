@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.sequence import Sequence
 
 
@@ -14,6 +15,15 @@ class Chunk:
     sequence: Sequence
     num_tokens: int
     samples: bool
+
+    @property
+    def prompt_rows(self) -> range:
+        """The tokens of the chunk, counted from its first, after which the log-probabilities of the prompt's next token are
+        wanted."""
+        sequence, start = self.sequence, self.sequence.num_computed
+        first = max(start, sequence.num_prompt_logprobs_known)
+        end = min(start + self.num_tokens, sequence.num_prompt_logprobs)
+        return range(first - start, max(first, end) - start)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +41,8 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A drawn token and, when asked for, its log-probability."""
+    """A drawn token and, when asked for, its log-probability and those of the likeliest tokens."""
 
     token_id: int
     logprob: float | None = None
+    logprobs: PositionLogprobs | None = None

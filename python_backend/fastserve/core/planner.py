@@ -20,6 +20,9 @@ from fastserve.core.plan import Chunk, StepPlan
 from fastserve.core.policy import Policy
 from fastserve.core.sequence import Sequence
 
+PROMPT_ROWS = 64
+"""Rows of logits that one iteration computes for the log-probabilities of prompts: a row is as wide as the vocabulary."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepLimits:
@@ -38,6 +41,7 @@ class Planner:
         self._policy = policy
         self._now = now
         self._free = pool.num_free
+        self._prompt_rows = PROMPT_ROWS
         self._preempted: dict[int, Sequence] = {}
         self._passed: set[int] = set()  # the sequences planned so far: more urgent than those to come
         # Rule 3: who holds blocks, the least urgent first.
@@ -53,10 +57,11 @@ class Planner:
                 break  # everything less urgent has given way too
             self._passed.add(sequence.request.request_id)
             uncomputed = sequence.num_uncomputed
-            wanted = 1 if uncomputed == 1 else min(uncomputed, prefill_budget)
+            wanted = 1 if uncomputed == 1 else min(uncomputed, prefill_budget, self._row_limit(sequence))
             num_tokens = self._take_blocks(sequence, wanted)
             if num_tokens > 0:
                 chunks.append(Chunk(sequence, num_tokens, samples=num_tokens == uncomputed))
+                self._prompt_rows -= len(chunks[-1].prompt_rows)
             if num_tokens < wanted:
                 break  # only more urgent sequences hold blocks now
             if uncomputed > 1:
@@ -94,6 +99,12 @@ class Planner:
             self._free += len(victim.block_table)
         self._free -= self._blocks_missing(sequence, num_tokens)
         return num_tokens
+
+    def _row_limit(self, sequence: Sequence) -> int:
+        """Tokens the sequence may compute before its prompt takes more rows of logits than are left."""
+        if sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
+            return sequence.num_uncomputed
+        return max(0, sequence.num_prompt_logprobs_known - sequence.num_computed) + self._prompt_rows
 
     def _blocks_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks the sequence lacks to hold ``num_tokens`` more tokens than are computed."""

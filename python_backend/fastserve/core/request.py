@@ -34,6 +34,11 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     """Ids that end the generation: the model's end-of-sequence ids (unless ignore_eos) and the request's own."""
     return_logprobs: bool = False
+    """Whether the log-probability of each generated token is wanted."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are wanted for each generated one; None: not even its own place among them."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first."""
 
     @property
     def greedy(self) -> bool:

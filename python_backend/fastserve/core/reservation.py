@@ -10,12 +10,15 @@ Preemptions are not undone by a failure: a preempted sequence is whole (its toke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from fastserve.core.events import Event, Failed, TokenEvent
+from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import SampledToken, StepPlan
+from fastserve.core.request import FinishReason
 from fastserve.core.sequence import Sequence, SequenceStatus
 from fastserve.errors import FastServeError
 
@@ -52,15 +55,21 @@ class Reservation:
             sequence.block_table.extend(pool.allocate(missing))
             sequence.status = SequenceStatus.RUNNING
 
-    def commit(self, tokens: Items[SampledToken | FastServeError]) -> list[Event]:
+    def commit(
+        self,
+        tokens: Items[SampledToken | FastServeError],
+        prompt_logprobs: Mapping[Sequence, Items[PositionLogprobs]] = MappingProxyType({}),
+    ) -> list[Event]:
         """Make the run's result part of the sequences. ``tokens``: one for each sampling chunk, in plan order; an error
-        in a token's place ends that request alone.
+        in a token's place ends that request alone. ``prompt_logprobs``: of the chunks' ``prompt_rows``, where there are any.
 
         Finished sequences leave the scheduler and free their blocks.
         """
         self._committed = True
         for chunk in self.plan.chunks:
             chunk.sequence.num_computed += chunk.num_tokens
+        for sequence, positions in prompt_logprobs.items():
+            sequence.prompt_logprobs.extend(positions)
         events: list[Event] = []
         for sequence, token in zip(self.plan.sampling, tokens, strict=True):
             request_id = sequence.request.request_id
@@ -69,7 +78,7 @@ class Reservation:
                 events.append(Failed(request_id, token))
                 continue
             reason = sequence.append(token.token_id, self._scheduler.max_model_len)
-            events.append(TokenEvent(request_id, token.token_id, token.logprob, reason))
+            events.append(_token_event(sequence, token, reason))
             if reason is not None:
                 self._scheduler.finish(sequence)
         return events
@@ -83,3 +92,11 @@ class Reservation:
             self._scheduler.pool.release(reversed(sequence.block_table[held:]))
             del sequence.block_table[held:]
             sequence.status = status
+
+
+def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason | None) -> TokenEvent:
+    """``sequence``: which the token is the newest of."""
+    request = sequence.request
+    wanted = request.params.prompt_logprobs is not None and len(sequence.output_token_ids) == 1
+    prompt = tuple(sequence.prompt_logprobs) if wanted else None
+    return TokenEvent(request.request_id, token.token_id, token.logprob, reason, token.logprobs, prompt)

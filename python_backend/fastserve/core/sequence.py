@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.request import FinishReason, Request
 
 
@@ -28,11 +29,12 @@ class Sequence:
     The newest output token is never computed yet: it is the input of the next step.
     """
 
-    __slots__ = ("block_table", "num_computed", "output_token_ids", "request", "status")
+    __slots__ = ("block_table", "num_computed", "output_token_ids", "prompt_logprobs", "request", "status")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.output_token_ids: list[int] = []
+        self.prompt_logprobs: list[PositionLogprobs] = []  # of the prompt's second token and those after it, as far as known
         self.num_computed = 0
         self.block_table: list[int] = []
         self.status = SequenceStatus.WAITING
@@ -44,6 +46,16 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return self.num_tokens - self.num_computed
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """Tokens of the prompt whose log-probabilities are wanted: none, or all but the first."""
+        return 0 if self.request.params.prompt_logprobs is None else len(self.request.prompt_token_ids) - 1
+
+    @property
+    def num_prompt_logprobs_known(self) -> int:
+        """How many of them are known already; a preempted sequence keeps them."""
+        return len(self.prompt_logprobs)
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids start..end of prompt followed by output."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from fastserve.core.events import Aborted, Event, Failed, TokenEvent
+from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import Chunk, SampledToken, StepPlan
 from fastserve.core.request import Request
 from fastserve.core.scheduler import Scheduler
@@ -22,13 +20,17 @@ from fastserve.engine.stats import EngineStats
 from fastserve.errors import FastServeError, StepFailed
 from fastserve.worker.batch import ForwardBatch, SequenceInput, pack
 from fastserve.worker.kv_cache import KVCache
+from fastserve.worker.logprobs import Logits, prompt_logprobs
 from fastserve.worker.sampler import Sampler
+
+StepResult = tuple[list[SampledToken | FastServeError], dict[CoreSequence, list[PositionLogprobs]]]
+"""A token or an error for each sampling chunk, and what became known of prompts."""
 
 
 class Runner(Protocol):
     """What the engine needs of a model runner."""
 
-    def run(self, batch: ForwardBatch, kv_cache: KVCache) -> npt.NDArray[np.float32]:
+    def run(self, batch: ForwardBatch, kv_cache: KVCache) -> Logits:
         """Logits [num_rows, vocab_size]; raises StepFailed."""
 
 
@@ -104,21 +106,24 @@ class Engine:
 
     def _execute(self, plan: StepPlan) -> list[Event]:
         with self.scheduler.reserve(plan) as reservation:
-            tokens = self._compute(plan)
+            tokens, prompt_logprobs = self._compute(plan)
             first = [sequence for sequence in plan.sampling if not sequence.output_token_ids]
-            events = reservation.commit(tokens)
+            events = reservation.commit(tokens, prompt_logprobs)
         self._steps += 1
         self._prompt_tokens += sum(len(sequence.request.prompt_token_ids) for sequence in first)
         self._generation_tokens += sum(isinstance(event, TokenEvent) for event in events)
         return events
 
-    def _compute(self, plan: StepPlan) -> list[SampledToken | FastServeError]:
+    def _compute(self, plan: StepPlan) -> StepResult:
         """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""
         with as_step_failure():
             inputs = [_sequence_input(chunk) for chunk in plan.chunks]
             batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
             logits = self._runner.run(batch, self._kv_cache)
-            return self._sampler.sample(logits, plan.sampling)
+            if not any(chunk.prompt_rows for chunk in plan.chunks):
+                return self._sampler.sample(logits, plan.sampling), {}
+            sampled, positions = _split_rows(logits, plan)
+            return self._sampler.sample(sampled, plan.sampling), positions
 
     def _fail(self, sequences: Sequence[CoreSequence], error: FastServeError) -> list[Event]:
         for sequence in sequences:
@@ -144,4 +149,23 @@ class Engine:
 def _sequence_input(chunk: Chunk) -> SequenceInput:
     sequence = chunk.sequence
     start = sequence.num_computed
-    return SequenceInput(sequence.tokens(start, start + chunk.num_tokens), start, sequence.block_table, chunk.samples)
+    tokens = sequence.tokens(start, start + chunk.num_tokens)
+    return SequenceInput(tokens, start, sequence.block_table, chunk.samples, chunk.prompt_rows)
+
+
+def _split_rows(logits: Logits, plan: StepPlan) -> tuple[Logits, dict[CoreSequence, list[PositionLogprobs]]]:
+    """The rows that sample, and what the others, [num_rows, vocab_size] in plan order, say about the prompts."""
+    sampled: list[int] = []
+    positions: dict[CoreSequence, list[PositionLogprobs]] = {}
+    row = 0
+    for chunk in plan.chunks:
+        sequence, rows = chunk.sequence, chunk.prompt_rows
+        if rows and (count := sequence.request.params.prompt_logprobs) is not None:
+            start = sequence.num_computed + rows.start + 1
+            followers = sequence.tokens(start, start + len(rows))
+            positions[sequence] = prompt_logprobs(logits[row : row + len(rows)], followers, count)
+        row += len(rows)
+        if chunk.samples:
+            sampled.append(row)
+            row += 1
+    return logits[sampled], positions

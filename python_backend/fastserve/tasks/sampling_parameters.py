@@ -15,6 +15,8 @@ from typing import Any
 from fastserve.errors import InvalidRequest, UnsupportedFeature
 
 MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGPROBS = 20
+"""Likeliest tokens that may be asked for at each position: vLLM's own limit."""
 
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 
@@ -109,6 +111,8 @@ PARAMETERS: dict[str, Parameter] = {
     "ignore_eos": Parameter(read_truth, _TRUTH, False),
     "include_stop_str_in_output": Parameter(read_truth, _TRUTH, False),
     "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
+    "logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
+    "prompt_logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
     "deadline_ms": Parameter(whole_number(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
 }
@@ -120,8 +124,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "num_beams": (1,),
     "length_penalty": (1, 1.0),
-    "logprobs": (),
-    "prompt_logprobs": (),
     "bad_words": ([],),
     "truncate_prompt_tokens": (),
     "json": (),

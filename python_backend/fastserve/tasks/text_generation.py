@@ -27,6 +27,7 @@ class GenerationInput:
     exclude_input_in_output: bool | None = None
     """None: the default, which is to exclude when streaming and to include when not."""
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    return_cumulative_logprob: bool = False
     return_logprobs: bool = False
 
 
@@ -84,7 +85,7 @@ class TextGeneration:
         request = Request(
             request_id=request_id,
             prompt_token_ids=token_ids,
-            params=self._sampling_params(values, return_logprobs=item.return_logprobs),
+            params=self._sampling_params(values, item),
             deadline=now + deadline_ms / 1000 if deadline_ms else None,
         )
         excluded = item.exclude_input_in_output
@@ -135,7 +136,7 @@ class TextGeneration:
                 raise InvalidRequest(field, token_id, f"token ids from 0 to {self._vocab_size - 1}")
         return tuple(token_ids)
 
-    def _sampling_params(self, values: Mapping[str, Any], *, return_logprobs: bool) -> SamplingParams:
+    def _sampling_params(self, values: Mapping[str, Any], item: GenerationInput) -> SamplingParams:
         for token_id in values["stop_token_ids"]:
             if token_id >= self._vocab_size:
                 raise InvalidRequest("stop_token_ids", token_id, f"token ids from 0 to {self._vocab_size - 1}")
@@ -146,7 +147,9 @@ class TextGeneration:
             **{name: values[name] for name in names + penalties},
             seed=values["seed"] if values["seed"] is not None else self._random_seed(),
             stop_token_ids=eos | frozenset(values["stop_token_ids"]),
-            return_logprobs=return_logprobs,
+            return_logprobs=item.return_cumulative_logprob,
+            logprobs=values["logprobs"] if item.return_logprobs else None,
+            prompt_logprobs=values["prompt_logprobs"],
         )
 
 

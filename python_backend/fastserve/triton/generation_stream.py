@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastserve.core.events import TokenEvent
+from fastserve.core.logprobs import PositionLogprobs
+from fastserve.core.request import FinishReason
 from fastserve.tasks.text_generation import GenerationStream, PreparedGeneration
+from fastserve.tasks.token_logprobs import logprobs_json, prompt_logprobs_json
 from fastserve.text.tokenizer import Tokenizer
-from fastserve.triton.protocol import Answer, ReturnFlags, encode_answer
+from fastserve.triton.protocol import Answer, Prompt, ReturnFlags, encode_answers
 from fastserve.triton.responder import Channel, ResponseStream, StreamEnd
 
 
@@ -18,31 +21,67 @@ class GenerationResponse(ResponseStream):
         super().__init__(channel, prepared.request.request_id)
         self._prepared = prepared
         self._flags = flags
-        self._generation = GenerationStream(prepared, tokenizer)
-        self._texts = [prepared.echo]
-        self._token_ids: list[int] = []
+        self._tokenizer = tokenizer
+        self._answer = UnsentAnswer(prepared, tokenizer)
+        self._prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # until they are sent
 
     def push(self, events: Sequence[TokenEvent]) -> StreamEnd | None:
         """Sends in one response what the tokens add (streaming), or keeps it until the last."""
         self.started = True
         for event in events:
-            delta = self._generation.push(event)
-            self._texts.append(delta.text)
-            self._token_ids.append(event.token_id)
-            if delta.finish_reason is not None:
+            if event.prompt_logprobs is not None:
+                self._prompt_logprobs = event.prompt_logprobs
+            if self._answer.push(event):
                 break
-        if delta.finish_reason is None and not self._prepared.stream:
+        answer = self._answer
+        if answer.finish_reason is None and not self._prepared.stream:
             return None
-        answer = Answer(
-            "".join(self._texts),
-            tuple(self._token_ids),
-            delta.cumulative_logprob,
-            len(self._prepared.request.prompt_token_ids),
-            delta.finish_reason,
+        self.channel.send(
+            encode_answers([answer.take()], self._take_prompt(), self._flags), final=answer.finish_reason is not None
         )
-        self._texts.clear()
-        self._token_ids.clear()
-        self.channel.send(encode_answer(answer, self._flags), final=answer.finish_reason is not None)
         if answer.finish_reason is None:
             return None
         return StreamEnd(answer.finish_reason.value, engine_knows=event.finish_reason is not None)
+
+    def _take_prompt(self) -> Prompt:
+        positions, self._prompt_logprobs = self._prompt_logprobs, None
+        logprobs = None if positions is None else prompt_logprobs_json(positions, self._tokenizer)
+        return Prompt(len(self._prepared.request.prompt_token_ids), logprobs)
+
+
+class UnsentAnswer:
+    """One answer: what of it has not been sent yet."""
+
+    def __init__(self, prepared: PreparedGeneration, tokenizer: Tokenizer) -> None:
+        self._wants_logprobs = prepared.request.params.logprobs is not None
+        self._tokenizer = tokenizer
+        self._generation = GenerationStream(prepared, tokenizer)
+        self._texts = [prepared.echo]
+        self._token_ids: list[int] = []
+        self._logprobs: list[PositionLogprobs] = []
+        self._cumulative_logprob = 0.0
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, event: TokenEvent) -> bool:
+        """Take a token; whether the answer ended with it."""
+        delta = self._generation.push(event)
+        self._texts.append(delta.text)
+        self._token_ids.append(event.token_id)
+        if event.logprobs is not None:
+            self._logprobs.append(event.logprobs)
+        self._cumulative_logprob = delta.cumulative_logprob
+        self.finish_reason = delta.finish_reason
+        return delta.finish_reason is not None
+
+    def take(self) -> Answer:
+        """What is new since the last time."""
+        answer = Answer(
+            "".join(self._texts),
+            tuple(self._token_ids),
+            self._cumulative_logprob,
+            self.finish_reason,
+            logprobs_json(self._logprobs, self._tokenizer) if self._wants_logprobs else "null",
+        )
+        for part in (self._texts, self._token_ids, self._logprobs):
+            part.clear()
+        return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from fastserve.tasks.text_generation import GenerationInput
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS
 from fastserve.triton.text_tensors import decode_text
 
-UNSUPPORTED_FLAGS = ("return_logprobs", "return_timing")
+UNSUPPORTED_FLAGS = ("return_timing",)
 TENSORS_ONLY = ("text_input", "input_ids", "sampling_parameters")
 """Inputs that cannot come as request parameters."""
 
@@ -33,6 +33,7 @@ class ReturnFlags:
     num_input_tokens: bool = False
     num_output_tokens: bool = False
     output_ids: bool = False
+    logprobs: bool = False
 
 
 def parse_generation(tensors: Tensors, parameters: Mapping[str, Any]) -> tuple[GenerationInput, ReturnFlags]:
@@ -52,7 +53,8 @@ def parse_generation(tensors: Tensors, parameters: Mapping[str, Any]) -> tuple[G
         stream=bool(reader.truth("stream")),
         exclude_input_in_output=reader.truth("exclude_input_in_output"),
         parameters=reader.sampling_parameters(),
-        return_logprobs=flags.cumulative_logprob,
+        return_cumulative_logprob=flags.cumulative_logprob,
+        return_logprobs=flags.logprobs,
     )
     return item, flags
 
@@ -115,30 +117,46 @@ class _Reader:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One response in plain values: a delta of a stream or a whole answer."""
+    """What one response says of an answer: the next part of it, or all of it."""
 
     text: str
     token_ids: tuple[int, ...]
     cumulative_logprob: float
-    num_input_tokens: int
     finish_reason: FinishReason | None
+    logprobs: str = "null"
+    """JSON, see ``tasks/token_logprobs.py``; "null" when they were not asked for."""
 
 
-def encode_answer(answer: Answer, flags: ReturnFlags) -> dict[str, npt.NDArray[Any]]:
-    """Output tensors by name. ``finish_reason`` reads "None" until the end; counts and ids are those of this response."""
-    tensors: dict[str, npt.NDArray[Any]] = {"text_output": _strings(answer.text)}
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one response says of the prompt."""
+
+    num_tokens: int
+    logprobs: str | None = None
+    """JSON; None in all responses but the first, and when they were not asked for."""
+
+
+def encode_answers(answers: Sequence[Answer], prompt: Prompt, flags: ReturnFlags) -> dict[str, npt.NDArray[Any]]:
+    """Output tensors by name, an element for each answer; ``output_ids`` has all ids of the first answer, then those of the
+    second, ... ``finish_reason`` reads "None" until the end; counts and ids are those of this response."""
+    tensors: dict[str, npt.NDArray[Any]] = {"text_output": _strings([answer.text for answer in answers])}
     if flags.finish_reason:
-        tensors["finish_reason"] = _strings(answer.finish_reason.value if answer.finish_reason else "None")
+        reasons = [answer.finish_reason.value if answer.finish_reason else "None" for answer in answers]
+        tensors["finish_reason"] = _strings(reasons)
     if flags.cumulative_logprob:
-        tensors["cumulative_logprob"] = np.array([answer.cumulative_logprob], np.float32)
+        tensors["cumulative_logprob"] = np.array([answer.cumulative_logprob for answer in answers], np.float32)
+    if flags.logprobs:
+        tensors["logprobs"] = _strings([answer.logprobs for answer in answers])
     if flags.num_input_tokens:
-        tensors["num_input_tokens"] = np.array([answer.num_input_tokens], np.uint32)
+        tensors["num_input_tokens"] = np.array([prompt.num_tokens], np.uint32)
     if flags.num_output_tokens:
-        tensors["num_output_tokens"] = np.array([len(answer.token_ids)], np.uint32)
+        tensors["num_output_tokens"] = np.array([len(answer.token_ids) for answer in answers], np.uint32)
     if flags.output_ids:
-        tensors["output_ids"] = np.array(answer.token_ids, np.int64)
+        tensors["output_ids"] = np.array([token_id for answer in answers for token_id in answer.token_ids], np.int64)
+    if prompt.logprobs is not None:
+        tensors["prompt_logprobs"] = _strings([prompt.logprobs])
     return tensors
 
 
-def _strings(text: str) -> npt.NDArray[Any]:
-    return np.array([text.encode("utf-8")], np.object_)
+def _strings(texts: Sequence[str]) -> npt.NDArray[Any]:
+    return np.array([text.encode("utf-8") for text in texts], np.object_)

@@ -16,7 +16,7 @@ A slot is ``block * block_size + offset``: the place of one token's key and valu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class SequenceInput:
     """Block ids that cover at least ``num_computed + len(token_ids)`` tokens; empty for the encoder of a seq2seq model."""
     samples: bool
     """Whether the logits of the last token are wanted."""
+    prompt_rows: Sequence[int] = ()
+    """Tokens before it, counted from the chunk's first, whose logits are wanted too."""
     num_cached: int = 0
     """Leading tokens of ``token_ids`` whose keys and values are in the pool already (a prefix hit that is run again
     for its logits only); their slots are -1 so that a shared block is never written."""
@@ -92,11 +94,20 @@ def pack(inputs: Sequence[SequenceInput], block_size: int, position_offset: int 
         past_seqlens=past.astype(np.int32),
         block_table=block_table,
         slot_mapping=_slots(inputs, owner, index, past, block_table, block_size),
-        logits_rows=np.array([end - 1 for item, end in zip(inputs, ends.tolist(), strict=True) if item.samples], np.int64),
+        logits_rows=np.array(
+            [row for item, start in zip(inputs, starts.tolist(), strict=True) for row in _rows(item, start)], np.int64
+        ),
         cross_block_table=(cross_table := _block_table([item.cross_block_table for item in inputs])),
         cross_seqlens=np.array([item.cross_seqlen for item in inputs], np.int32),
         cross_slot_mapping=_slots_of(cross_table, owner, index, block_size),
     )
+
+
+def _rows(item: SequenceInput, start: int) -> Iterator[int]:
+    """Rows of the token axis whose logits a sequence wants, in order; ``start``: of its first token."""
+    yield from (start + row for row in item.prompt_rows)
+    if item.samples:
+        yield start + len(item.token_ids) - 1
 
 
 def _concatenate(parts: Sequence[Sequence[int]], total: int) -> Int64Array:

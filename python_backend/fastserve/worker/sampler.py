@@ -16,10 +16,9 @@ from fastserve.core.plan import SampledToken
 from fastserve.core.request import SamplingParams
 from fastserve.core.sequence import Sequence
 from fastserve.errors import FastServeError, InvalidRequest, StepFailed
+from fastserve.worker.logprobs import Logits, log_probability, position_logprobs
 
 logger = logging.getLogger(__name__)
-
-Logits = npt.NDArray[np.float32]
 
 NUCLEUS_GUESS = 1024
 """A top-p nucleus is looked for among this many best tokens before all are sorted."""
@@ -77,7 +76,11 @@ class Sampler:
                 token_id = int(np.argmax(processed))
             else:
                 token_id = draw(processed, uniform(params.seed, len(sequence.output_token_ids)))
-        return SampledToken(token_id, log_probability(row, token_id) if params.return_logprobs else None)
+        return SampledToken(
+            token_id,
+            log_probability(row, token_id) if params.return_logprobs else None,
+            position_logprobs(row, token_id, params.logprobs) if params.logprobs is not None else None,
+        )
 
 
 def process_logits(row: Logits, sequence: Sequence) -> Logits:
@@ -137,12 +140,6 @@ def draw(row: Logits, number: float) -> int:
     cumulative = np.cumsum(_softmax(row[candidates]))
     index = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
     return int(candidates[min(index, len(candidates) - 1)])
-
-
-def log_probability(row: Logits, token_id: int) -> float:
-    """Natural log of the probability of ``token_id`` under the unprocessed logits."""
-    shifted = row.astype(np.float64) - float(row.max())
-    return float(shifted[token_id] - np.log(np.exp(shifted).sum()))
 
 
 def _softmax(values: Logits) -> npt.NDArray[np.float64]:

@@ -67,8 +67,8 @@ def check_task(task: str) -> None:
     """Raise :class:`ToolError` for a task that cannot be evaluated."""
     if task == GENERATION_TASK:
         raise ToolError(
-            "the perplexity of a language model needs the log-probabilities of its prompt, and a server does not give them yet "
-            "(prompt_logprobs is UNSUPPORTED): use --in-process, which runs the model of --model-repository without a server"
+            "the perplexity of a language model is not asked of a server yet: "
+            "use --in-process, which runs the model of --model-repository without a server"
         )
     if task not in EVALUATED_TASKS:
         raise ToolError(f"a {task} model cannot be evaluated yet, only: {', '.join(EVALUATED_TASKS)}")
