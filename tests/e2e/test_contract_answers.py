@@ -151,6 +151,13 @@ def test_messages_are_rendered_by_the_models_chat_template(server, tokenizer):
     assert by_messages[0]["num_input_tokens"] == [len(ids)]
 
 
+def test_a_truncated_prompt_is_its_last_tokens(server, tokenizer):
+    ids = tokenizer(PROMPT)["input_ids"]
+    by_text = streamed(server, "llama", GREEDY | {"truncate_prompt_tokens": 5}, text_input=PROMPT)
+    by_ids = streamed(server, "llama", GREEDY, input_ids=ids[-5:])
+    assert joined(by_text, "output_ids") == joined(by_ids, "output_ids") and by_text[0]["num_input_tokens"] == [5]
+
+
 def test_the_answer_to_messages_is_the_assistants_turn_alone(server):
     by_messages = whole(server, "llama", GREEDY | {"messages": MESSAGES})
     assert by_messages["text_output"] == [text_of(streamed(server, "llama", GREEDY | {"messages": MESSAGES}))]

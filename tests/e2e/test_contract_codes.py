@@ -64,12 +64,6 @@ def test_what_this_version_cannot_do_is_unsupported(refusal, parameters):
     assert refusal(question(parameters, text_input="hello"))[0] == "UNSUPPORTED"
 
 
-@pytest.mark.parametrize("name", ["timing"])
-def test_an_output_this_version_cannot_give_is_unsupported(refusal, name):
-    code, message = refusal(question(text_input="hello", returns=(name,)))
-    assert code == "UNSUPPORTED" and message.startswith(f"return_{name}: ")
-
-
 def test_a_deadline_that_passes_is_unavailable(refusal):
     code, message = refusal(question(LONG | {"deadline_ms": 50}, text_input="hello"))
     assert (code, message) == ("UNAVAILABLE", "the deadline (deadline_ms) passed before the request finished")

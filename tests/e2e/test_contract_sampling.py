@@ -26,6 +26,9 @@ GOOD = {
     "skip_special_tokens": [False, "true"],
     "logprobs": [0, "5", 20],
     "prompt_logprobs": [0, "1", 20],
+    "bad_words": ["darn", ["darn", "heck"], []],
+    "truncate_prompt_tokens": [1, "2", 10_000],
+    "tools": [[]],
     "deadline_ms": [60_000, "60000", 10**10],
     "messages": [[TURN], [{"role": "system", "content": ""}, TURN]],
 }
@@ -47,6 +50,9 @@ BAD = {
     "skip_special_tokens": ["", -1],
     "logprobs": [-1, 21, "few", True],
     "prompt_logprobs": [-1, 21, 0.5, True],
+    "bad_words": ["", [1], 5, ["x"] * 65],
+    "truncate_prompt_tokens": [0, -1, "few", True],
+    "tools": ["f", [1], {"a": 1}],
     "deadline_ms": [0, -5, 10**10 + 1, "soon", 0.5],
     "messages": ["hi", [], [{}], [{"role": "user"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": ["x"]}], TURN],
 }
@@ -55,13 +61,10 @@ ASKS_FOR_MORE = {
     "best_of": [2],
     "num_beams": [4],
     "length_penalty": [0.5, 2],
-    "bad_words": [["darn"]],
-    "truncate_prompt_tokens": [5],
     "json": [{"type": "object"}, "{}"],
     "regex": ["a+"],
     "choice": [["yes", "no"]],
     "priority": [1, "5"],
-    "return_timing": [True],
 }
 REQUEST_PARAMETERS = {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "top_k": 20, "min_length": 3, "seed": 11}
 """What clients of vLLM's backend send as undeclared top-level keys of ``generate``."""

@@ -161,6 +161,14 @@ def test_a_stop_token_id_ends_the_answer(server, tokenizer, free_text, include):
     assert stopped["text_output"] == [tokenizer.decode(ids[: place + 1] if include else ids[:place], skip_special_tokens=True)]
 
 
+def test_a_bad_word_does_not_come_up(server, tokenizer, free_text):
+    parameters, row, index = free_text
+    pair = tokenizer.decode(row["output_ids"][index : index + 2])
+    clean = answer(server, parameters | {"bad_words": [pair]})
+    assert pair not in clean["text_output"][0]
+    assert clean["output_ids"][: index + 1] == row["output_ids"][: index + 1]
+
+
 def test_max_tokens_is_exact(server):
     for count in (1, 2, 17):
         row = answer(server, FREE | {"max_tokens": count, "ignore_eos": True})

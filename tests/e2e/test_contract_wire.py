@@ -169,6 +169,7 @@ CONTRACT_OUTPUTS = {
     "num_output_tokens": ("UINT32", [-1]),
     "output_ids": ("INT64", [-1]),
     "prompt_logprobs": ("BYTES", [1]),
+    "timing": ("BYTES", [1]),
 }
 
 
@@ -237,6 +238,16 @@ def test_a_stop_string_makes_the_delta_that_completes_it_final(server):
     rows = ask_grpc(server, grpc_message("llama", question(parameters | {"stop": stop}, text_input="hello", stream=True)))
     assert [row.final for row in rows] == [False] * (len(rows) - 1) + [True]
     assert "".join(row.values["text_output"][0] for row in rows) == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_last_response_tells_when_what_happened(server, stream):
+    inputs = question(GREEDY, text_input="hello", stream=stream, returns=("timing",))
+    rows = ask_grpc(server, grpc_message("llama", inputs))
+    assert ["timing" in row.values for row in rows] == [False] * (len(rows) - 1) + [True]
+    timing = json.loads(rows[-1].values["timing"][0])
+    assert set(timing) == {"queue_ms", "first_token_ms", "total_ms", "num_preemptions"}
+    assert 0 <= timing["queue_ms"] <= timing["first_token_ms"] <= timing["total_ms"] < 60_000
 
 
 def test_the_request_id_comes_back(server):

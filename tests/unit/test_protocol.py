@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from fastserve.core.request import FinishReason
-from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.errors import InvalidRequest
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 from fastserve.triton.protocol import (
     TENSORS_ONLY,
-    UNSUPPORTED_FLAGS,
     Answer,
     Prompt,
     ReturnFlags,
@@ -197,7 +196,7 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused():
 
 
 def test_no_input_of_the_contract_is_mistaken_for_a_sampling_parameter():
-    given = {spec.name: True for spec in TEXT_GENERATION_INPUTS if spec.name not in UNSUPPORTED_FLAGS + TENSORS_ONLY}
+    given = {spec.name: True for spec in TEXT_GENERATION_INPUTS if spec.name not in TENSORS_ONLY}
     assert parse(given)[0].parameters == {}
 
 
@@ -207,23 +206,16 @@ def test_a_prompt_or_sampling_parameters_sent_as_a_request_parameter_are_refused
         parse({name: "x"}, input_ids=np.array([1], np.int64))
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED_FLAGS)
-def test_flags_of_later_versions_are_refused_by_name_unless_false(name):
-    with pytest.raises(UnsupportedFeature, match=f"^{name}: "):
-        parse({name: "true"}, text_input=text("a"))
-    assert parse({name: "false"}, text_input=text("a"))[0].text == "a"
-
-
 # --- answers ----------------------------------------------------------------------------------------------------------
 
-ALL = ReturnFlags(True, True, True, True, True, True)
+ALL = ReturnFlags(**dict.fromkeys(OPTIONAL_OUTPUTS, True))
 ANSWER = Answer("Grüße", (5, 6, 7), -1.25, FinishReason.LENGTH, '[{"5": {}}]')
 OTHER = Answer("", (8,), -0.5, None)
 PROMPT = Prompt(4, "[null]")
 
 
 def encode_answer(answer, flags):
-    return encode_answers([answer], Prompt(4), flags)
+    return encode_answers([answer], Prompt(4), flags, "{}")
 
 
 def test_an_answer_is_its_text_when_nothing_else_was_asked_for():
@@ -234,7 +226,7 @@ def test_an_answer_is_its_text_when_nothing_else_was_asked_for():
 
 def test_every_output_has_the_type_and_number_of_dimensions_of_the_contract():
     contract = {spec.name: spec for spec in TEXT_GENERATION_OUTPUTS}
-    tensors = encode_answers([ANSWER], PROMPT, ALL)
+    tensors = encode_answers([ANSWER], PROMPT, ALL, "{}")
     assert set(tensors) == set(contract)
     for name, tensor in tensors.items():
         assert tensor.dtype == NUMPY_TYPES[contract[name].data_type], name
@@ -254,6 +246,7 @@ def test_the_optional_outputs_say_what_the_answer_says():
 
 def test_several_answers_have_an_element_each_and_their_ids_follow_one_another():
     tensors = encode_answers([ANSWER, OTHER], PROMPT, ALL)
+    assert "timing" not in tensors
     assert tensors["text_output"].tolist() == ["Grüße".encode(), b""]
     assert tensors["finish_reason"].tolist() == [b"length", b"None"]
     assert tensors["cumulative_logprob"].tolist() == [-1.25, -0.5]

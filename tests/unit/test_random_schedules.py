@@ -26,6 +26,8 @@ def random_request(rng, request_id, now):
         params |= {"repetition_penalty": 1.3, "presence_penalty": 0.5}
     if params["stop_token_ids"] and rng.random() < 0.5:
         params["min_tokens"] = rng.randint(0, params["max_tokens"])
+    if rng.random() < 0.3:
+        params["bad_words"] = ((rng.randrange(VOCAB_SIZE),), (rng.randrange(VOCAB_SIZE), rng.randrange(VOCAB_SIZE)))
     params["return_logprobs"] = rng.random() < 0.2
     params["logprobs"] = rng.choice((None, None, 0, 3))
     params["prompt_logprobs"] = rng.choice((None, None, 0, 2))

@@ -32,6 +32,29 @@ def token_of(row, made):
     return token.token_id
 
 
+# --- bad words ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_word_is_cut_short_before_its_last_token():
+    row = np.array([3.0, 2.0, 1.0], np.float32)
+    words = {"temperature": 0.0, "bad_words": ((1, 2, 0),)}
+    assert token_of(row, sequence(outputs=(1, 2), **words)) == 1
+    assert token_of(row, sequence(outputs=(2, 2), **words)) == 0
+    assert token_of(row, sequence(outputs=(2,), **words)) == 0
+    assert token_of(row, sequence(prompt=(1, 2), **words)) == 0  # only the output counts
+
+
+def test_a_bad_word_of_one_token_never_comes_up():
+    row = np.array([30.0, 2.0, 1.0], np.float32)
+    for seed in range(20):
+        assert token_of(row, sequence(temperature=1.0, seed=seed, bad_words=((0,),))) != 0
+
+
+def test_bad_words_that_leave_nothing_to_choose_are_named():
+    (error,) = Sampler().sample(np.zeros((1, 2), np.float32), [sequence(bad_words=((0,), (1,)))])
+    assert isinstance(error, InvalidRequest) and str(error).startswith("bad_words: got ((0,), (1,)), allowed: ")
+
+
 # --- uniform ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from fastserve.tasks.sampling_parameters import ALIASES, IGNORED, PARAMETERS, UN
 
 INF, NAN = float("inf"), float("nan")
 CHAT = [{"role": "user", "content": "hi"}]
+CALL = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]
 HUGE = 10**400
 
 GOOD = {
@@ -29,8 +30,11 @@ GOOD = {
     "skip_special_tokens": [(False, False), ("TRUE", True), ("0", False)],
     "logprobs": [(0, 0), ("5", 5), (20, 20)],
     "prompt_logprobs": [(0, 0), ("1", 1), (20.0, 20)],
+    "bad_words": [("darn", ("darn",)), (["a", "b"], ("a", "b")), ([], ())],
+    "truncate_prompt_tokens": [(1, 1), ("50", 50)],
+    "tools": [([], ()), ([{"type": "function"}], ({"type": "function"},))],
     "deadline_ms": [(1, 1), ("2500", 2500), (10**10, 10**10)],
-    "messages": [(CHAT, tuple(CHAT)), (CHAT * 3, tuple(CHAT * 3))],
+    "messages": [(CHAT, tuple(CHAT)), (CHAT * 3, tuple(CHAT * 3)), (CALL, tuple(CALL))],
 }
 
 WRONG_NUMBERS = ["", "many", "0x10", [], [1], {}, {"a": 1}, True, False, INF, -INF, NAN, "nan", "inf"]
@@ -52,10 +56,14 @@ BAD = {
     "skip_special_tokens": ["off", -1],
     "logprobs": [*WRONG_NUMBERS, -1, 21, 0.5],
     "prompt_logprobs": [*WRONG_NUMBERS, -1, 21, 0.5],
+    "bad_words": [1, True, "", [""], ["a", 1], {}, ["x"] * 65],
+    "truncate_prompt_tokens": [*WRONG_NUMBERS, 0, -1, 1.5],
+    "tools": ["f", {}, [1], ["f"], 5],
     "deadline_ms": [*WRONG_NUMBERS, 0, -5, 10**10 + 1, HUGE],
     "messages": ["hi", [], {}, [1], ["hi"], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}]],
 }
 BAD["messages"] += [[{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "text"}]}], [*CHAT, 3], 7]
+BAD["messages"] += [[{"role": "assistant", "tool_calls": []}], [{"role": "assistant", "tool_calls": "f"}]]
 RANGES = {
     "max_tokens": "at least 1",
     "min_tokens": "at least 0",
@@ -74,6 +82,9 @@ RANGES = {
     "skip_special_tokens": "true or false",
     "logprobs": "from 0 to 20",
     "prompt_logprobs": "from 0 to 20",
+    "bad_words": "at most 64",
+    "truncate_prompt_tokens": "at least 1",
+    "tools": "a list of JSON objects",
     "deadline_ms": "milliseconds from 1 to 10000000000",
     "messages": '{"role": string, "content": string}',
 }
@@ -159,8 +170,6 @@ def test_keys_that_are_tritons_own_business_are_passed_over(key):
         ("best_of", 4),
         ("num_beams", 5),
         ("length_penalty", 0.5),
-        ("bad_words", ["x"]),
-        ("truncate_prompt_tokens", 100),
         ("json", {"type": "object"}),
         ("regex", "a+"),
         ("choice", ["a", "b"]),
@@ -176,7 +185,7 @@ def test_a_key_of_the_contract_that_is_not_implemented_says_so(key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("n", 1), ("n", "1"), ("best_of", 1), ("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1"), ("bad_words", [])]
+    [("n", 1), ("n", "1"), ("best_of", 1), ("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1")]
     + [("priority", "0")]
     + [(key, None) for key in UNSUPPORTED],
 )

@@ -27,8 +27,8 @@ def make_task(*, template="<{{ messages[0].content }}>", seeds=(11, 12, 13), dea
 
 
 def prepare(task=None, *, now=0.0, stream=False, exclude=None, **fields):
-    """``fields``: text, input_ids, return_cumulative_logprob, return_logprobs; anything else is a sampling parameter."""
-    names = ("text", "input_ids", "return_cumulative_logprob", "return_logprobs")
+    """``fields``: text, input_ids, return_...; anything else is a sampling parameter."""
+    names = ("text", "input_ids", "return_cumulative_logprob", "return_logprobs", "return_timing")
     own = {name: fields.pop(name) for name in names if name in fields}
     item = GenerationInput(stream=stream, exclude_input_in_output=exclude, parameters=fields, **own)
     return (task or make_task()).prepare(item, 5, now)
@@ -202,6 +202,41 @@ def test_the_likeliest_tokens_are_computed_only_for_those_who_read_them():
     assert prepare(text="a", logprobs=3).request.params.logprobs is None
     assert prepare(text="a", return_logprobs=True).request.params.logprobs is None
     assert prepare(text="a", prompt_logprobs=0).request.params.prompt_logprobs == 0
+
+
+def test_a_bad_word_is_forbidden_at_the_start_of_a_text_and_after_a_space():
+    assert prepare(text="a", bad_words="hi").request.params.bad_words == (tuple(b"hi"), tuple(b" hi"))
+    assert prepare(text="a", bad_words=[" hi", "hi"]).request.params.bad_words == (tuple(b"hi"), tuple(b" hi"))
+    assert prepare(text="a").request.params.bad_words == ()
+
+
+def test_a_bad_word_without_tokens_is_refused_and_one_the_model_cannot_say_is_passed_over():
+    with pytest.raises(InvalidRequest, match=r"^bad_words: got '  ', allowed: words that the model's tokenizer has tokens for"):
+        prepare(text="a", bad_words=["ok", "  "])
+    task = make_task()
+    task.tokenizer.encode = lambda text, **_: (5,) if text in ("a", "ok") else (300,)
+    assert prepare(task, text="a", bad_words=["ok", "rare"]).request.params.bad_words == ((5,),)
+
+
+def test_a_truncated_prompt_keeps_its_last_tokens():
+    assert prepare(text="hello", truncate_prompt_tokens=3).request.prompt_token_ids == tuple(b"llo")
+    assert prepare(input_ids=[1, 2, 3], truncate_prompt_tokens="2").request.prompt_token_ids == (2, 3)
+    assert prepare(messages=CHAT, truncate_prompt_tokens=99).request.prompt_token_ids == tuple(b"<hi>")
+    assert prepare(text="hello", truncate_prompt_tokens=3).echo == "hello"
+
+
+def test_the_chat_template_sees_the_tools():
+    task = make_task(template="{{ tools[0].name if tools else 'none' }}")
+    assert prepare(task, messages=CHAT, tools=[{"name": "f"}]).request.prompt_token_ids == tuple(b"f")
+    assert prepare(task, messages=CHAT, tools=[]).request.prompt_token_ids == tuple(b"none")
+    with pytest.raises(InvalidRequest, match=r"^tools: got .*allowed: messages beside them"):
+        prepare(text="a", tools=[{"name": "f"}])
+
+
+def test_only_a_request_that_asks_for_its_timing_gets_it():
+    prepared = prepare(text="a", now=2.5, return_timing=True)
+    assert prepared.request.return_timing and prepared.arrived == 2.5
+    assert not prepare(text="a").request.return_timing
 
 
 def test_what_shapes_the_text_stays_with_the_answer():

@@ -12,6 +12,15 @@ from fastserve.errors import FastServeError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Timeline:
+    """How a request has fared so far."""
+
+    started: float
+    """When it first took part in an iteration, seconds on the engine's clock."""
+    num_preemptions: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One generated token. With a ``finish_reason`` it is the last."""
 
@@ -24,6 +33,8 @@ class TokenEvent:
     """The token among the likeliest ones; None unless asked for."""
     prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
     """With the first token: the same for each token of the prompt but its first; None unless asked for."""
+    timeline: Timeline | None = None
+    """None unless asked for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class StepPlan:
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Sequence, ...] = ()
+    now: float = 0.0
+    """When it was made, seconds on the engine's clock."""
 
     @property
     def sampling(self) -> list[Sequence]:

@@ -66,7 +66,7 @@ class Planner:
                 break  # only more urgent sequences hold blocks now
             if uncomputed > 1:
                 prefill_budget -= num_tokens
-        return StepPlan(tuple(chunks), tuple(self._preempted.values()))
+        return StepPlan(tuple(chunks), tuple(self._preempted.values()), self._now)
 
     def _select(self) -> list[Sequence]:
         """Rule 1: the sequences that take part. A waiting one is admitted while the pool has room for all of its tokens,

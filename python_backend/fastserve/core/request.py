@@ -33,6 +33,8 @@ class SamplingParams:
     """Always concrete here: a request without a seed has got a random one when it was parsed."""
     stop_token_ids: frozenset[int] = frozenset()
     """Ids that end the generation: the model's end-of-sequence ids (unless ignore_eos) and the request's own."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Runs of token ids that must not come up in the output; none is empty."""
     return_logprobs: bool = False
     """Whether the log-probability of each generated token is wanted."""
     logprobs: int | None = None
@@ -48,6 +50,11 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether every token is simply the likeliest of the model's own distribution."""
+        return self.greedy and not self.has_penalties and not self.min_tokens and not self.bad_words
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
@@ -58,3 +65,5 @@ class Request:
     params: SamplingParams
     deadline: float | None = None
     """Seconds on the engine's clock after which the request is given up."""
+    return_timing: bool = False
+    """Whether each TokenEvent tells how the request has fared."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence as Items
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from fastserve.core.events import Event, Failed, TokenEvent
+from fastserve.core.events import Event, Failed, Timeline, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import SampledToken, StepPlan
 from fastserve.core.request import FinishReason
@@ -54,6 +54,8 @@ class Reservation:
             self._taken.append((sequence, held, sequence.status))
             sequence.block_table.extend(pool.allocate(missing))
             sequence.status = SequenceStatus.RUNNING
+            if sequence.started is None:
+                sequence.started = self.plan.now
 
     def commit(
         self,
@@ -99,4 +101,7 @@ def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason |
     request = sequence.request
     wanted = request.params.prompt_logprobs is not None and len(sequence.output_token_ids) == 1
     prompt = tuple(sequence.prompt_logprobs) if wanted else None
-    return TokenEvent(request.request_id, token.token_id, token.logprob, reason, token.logprobs, prompt)
+    timeline = None
+    if request.return_timing and sequence.started is not None:
+        timeline = Timeline(sequence.started, sequence.num_preemptions)
+    return TokenEvent(request.request_id, token.token_id, token.logprob, reason, token.logprobs, prompt, timeline)

@@ -101,6 +101,7 @@ class Scheduler:
         self._release_blocks(sequence)
         sequence.num_computed = 0
         sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
         self.num_preemptions += 1
 
     def finish(self, sequence: Sequence) -> None:

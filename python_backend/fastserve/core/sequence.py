@@ -29,13 +29,24 @@ class Sequence:
     The newest output token is never computed yet: it is the input of the next step.
     """
 
-    __slots__ = ("block_table", "num_computed", "output_token_ids", "prompt_logprobs", "request", "status")
+    __slots__ = (
+        "block_table",
+        "num_computed",
+        "num_preemptions",
+        "output_token_ids",
+        "prompt_logprobs",
+        "request",
+        "started",
+        "status",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.output_token_ids: list[int] = []
         self.prompt_logprobs: list[PositionLogprobs] = []  # of the prompt's second token and those after it, as far as known
         self.num_computed = 0
+        self.num_preemptions = 0
+        self.started: float | None = None  # when it first took part in an iteration, seconds on the engine's clock
         self.block_table: list[int] = []
         self.status = SequenceStatus.WAITING
 

@@ -6,6 +6,7 @@ threads, text or Triton.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -102,7 +103,7 @@ class Engine:
         except StepFailed as error:
             if not error.retryable:
                 raise
-        return self._execute(StepPlan(plan.chunks))  # the preemptions stand
+        return self._execute(dataclasses.replace(plan, preempted=()))  # the preemptions stand
 
     def _execute(self, plan: StepPlan) -> list[Event]:
         with self.scheduler.reserve(plan) as reservation:

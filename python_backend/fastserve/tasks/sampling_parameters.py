@@ -88,7 +88,18 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     good = (
         isinstance(value, list) and value and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in value)
     )
-    if not good or not all(isinstance(turn.get("content"), str) for turn in value):
+    if not good or not all(isinstance(turn.get("content"), str) or _calls_tools(turn) for turn in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _calls_tools(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn without words is one that calls tools."""
+    return turn.get("content") is None and isinstance(turn.get("tool_calls"), list) and bool(turn["tool_calls"])
+
+
+def _tools(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise ValueError
     return tuple(value)
 
@@ -108,13 +119,16 @@ PARAMETERS: dict[str, Parameter] = {
     "seed": Parameter(whole_number(-(2**63), 2**64 - 1), "a whole number of at most 64 bits", None),
     "stop": Parameter(_texts, "a non-empty string or a list of at most 64 of them", ()),
     "stop_token_ids": Parameter(_ids, f"a list of at most {MAX_STOP_TOKEN_IDS} token ids", ()),
+    "bad_words": Parameter(_texts, "a non-empty string or a list of at most 64 of them", ()),
     "ignore_eos": Parameter(read_truth, _TRUTH, False),
     "include_stop_str_in_output": Parameter(read_truth, _TRUTH, False),
     "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
     "logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
     "prompt_logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
     "deadline_ms": Parameter(whole_number(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
+    "truncate_prompt_tokens": Parameter(whole_number(1), "a whole number, at least 1", None),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
+    "tools": Parameter(_tools, "a list of JSON objects", ()),
 }
 
 ALIASES = {"min_length": "min_tokens"}
@@ -124,13 +138,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "num_beams": (1,),
     "length_penalty": (1, 1.0),
-    "bad_words": ([],),
-    "truncate_prompt_tokens": (),
     "json": (),
     "regex": (),
     "choice": (),
     "priority": (0,),
-    "return_timing": (False,),
 }
 """Keys of the contract that this version does not implement, with the values that ask for nothing and are accepted."""
 

@@ -29,6 +29,7 @@ class GenerationInput:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     return_cumulative_logprob: bool = False
     return_logprobs: bool = False
+    return_timing: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class PreparedGeneration:
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
+    arrived: float
+    """Seconds on the engine's clock."""
 
 
 class TextGeneration:
@@ -80,13 +83,16 @@ class TextGeneration:
         values = parse_sampling_parameters(item.parameters, self._defaults)
         if item.stream and item.exclude_input_in_output is False:
             raise InvalidRequest("exclude_input_in_output", False, "true when stream is true: a stream sends only what is new")
-        prompt, token_ids = self._prompt(item, values["messages"])
+        prompt, token_ids = self._prompt(item, values)
+        if values["truncate_prompt_tokens"] is not None:
+            token_ids = token_ids[-values["truncate_prompt_tokens"] :]
         deadline_ms = values["deadline_ms"] or self._default_deadline_ms
         request = Request(
             request_id=request_id,
             prompt_token_ids=token_ids,
             params=self._sampling_params(values, item),
             deadline=now + deadline_ms / 1000 if deadline_ms else None,
+            return_timing=item.return_timing,
         )
         excluded = item.exclude_input_in_output
         echo = prompt if not item.stream and not excluded and values["messages"] is None else ""
@@ -99,19 +105,25 @@ class TextGeneration:
             stop=values["stop"],
             include_stop=values["include_stop_str_in_output"],
             skip_special_tokens=values["skip_special_tokens"],
+            arrived=now,
         )
 
-    def _prompt(self, item: GenerationInput, messages: Sequence[Mapping[str, Any]] | None) -> tuple[str | None, tuple[int, ...]]:
+    def _prompt(self, item: GenerationInput, values: Mapping[str, Any]) -> tuple[str | None, tuple[int, ...]]:
         """The prompt's text (None when it came as ids) and tokens; exactly one of the three ways to give it."""
+        messages, tools = values["messages"], values["tools"]
         given = [
             name for name, value in (("input_ids", item.input_ids), ("messages", messages), ("text_input", item.text)) if value
         ]
         if len(given) > 1:
             raise InvalidRequest(given[0], f"together with {given[1]}", f"either {given[0]} or {given[1]}, not both")
+        if tools and messages is None:
+            raise InvalidRequest(
+                "tools", list(tools), "messages beside them: it is the chat template that shows tools to the model"
+            )
         if messages is not None:
             if self._chat_template is None:
                 raise InvalidRequest("messages", list(messages), "text_input instead: this model has no chat template")
-            text = self._chat_template.render(messages)
+            text = self._chat_template.render(messages, tools)
             return text, self._encode("messages", text, add_special_tokens=False)
         if item.input_ids is not None:
             return None, self._check_ids("input_ids", item.input_ids)
@@ -147,10 +159,21 @@ class TextGeneration:
             **{name: values[name] for name in names + penalties},
             seed=values["seed"] if values["seed"] is not None else self._random_seed(),
             stop_token_ids=eos | frozenset(values["stop_token_ids"]),
+            bad_words=self._bad_words(values["bad_words"]),
             return_logprobs=item.return_cumulative_logprob,
             logprobs=values["logprobs"] if item.return_logprobs else None,
             prompt_logprobs=values["prompt_logprobs"],
         )
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each word as it is written at the start of a text and after a space, as vLLM forbids them."""
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            runs = [self.tokenizer.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " ")]
+            if not word.strip() or not all(runs):
+                raise InvalidRequest("bad_words", word, "words that the model's tokenizer has tokens for")
+            found |= dict.fromkeys(run for run in runs if max(run) < self._vocab_size)  # others are never drawn
+        return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,11 +34,16 @@ class ChatTemplate:
             raise ManifestError(f"the chat template is not valid Jinja (line {error.lineno}: {error.message})") from None
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt that asks for the assistant's next turn. Raises InvalidRequest when the template refuses."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The prompt that asks for the assistant's next turn. ``tools``: descriptions of the functions it may
+        call. Raises InvalidRequest when the template refuses."""
         try:
             return self._template.render(
-                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+                messages=list(messages),
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
             )
         except Exception as error:  # foreign code: it may raise anything, and what it was given is all there is to blame
             raise InvalidRequest("messages", list(messages), f"what the model's chat template accepts ({error})") from None

@@ -1,7 +1,7 @@
 """The tensors of a text-generation model, once: export writes them to config.pbtxt, the backend auto-completes and parses them.
 
-Names, types and shapes are those of Triton's vLLM backend; ``input_ids``, ``return_output_ids``, ``output_ids`` and
-``prompt_logprobs`` are ours.
+Names, types and shapes are those of Triton's vLLM backend; ``input_ids``, ``return_output_ids``, ``return_timing``,
+``output_ids``, ``prompt_logprobs`` and ``timing`` are ours.
 Nothing of Triton is imported here.
 """
 
@@ -35,6 +35,7 @@ TEXT_GENERATION_OUTPUTS: tuple[TensorIO, ...] = (
     TensorIO("num_output_tokens", "TYPE_UINT32", (-1,)),
     TensorIO("output_ids", "TYPE_INT64", (-1,)),
     TensorIO("prompt_logprobs", "TYPE_STRING", (1,)),
+    TensorIO("timing", "TYPE_STRING", (1,)),
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from fastserve.core.events import TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
@@ -11,24 +12,36 @@ from fastserve.tasks.text_generation import GenerationStream, PreparedGeneration
 from fastserve.tasks.token_logprobs import logprobs_json, prompt_logprobs_json
 from fastserve.text.tokenizer import Tokenizer
 from fastserve.triton.protocol import Answer, Prompt, ReturnFlags, encode_answers
+from fastserve.triton.request_timing import RequestTiming
 from fastserve.triton.responder import Channel, ResponseStream, StreamEnd
 
 
 class GenerationResponse(ResponseStream):
     """Its way back and its text so far."""
 
-    def __init__(self, channel: Channel, prepared: PreparedGeneration, flags: ReturnFlags, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        prepared: PreparedGeneration,
+        flags: ReturnFlags,
+        tokenizer: Tokenizer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock``: the engine's."""
         super().__init__(channel, prepared.request.request_id)
         self._prepared = prepared
         self._flags = flags
         self._tokenizer = tokenizer
         self._answer = UnsentAnswer(prepared, tokenizer)
+        self._timing = RequestTiming(prepared.arrived, clock)
         self._prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # until they are sent
 
     def push(self, events: Sequence[TokenEvent]) -> StreamEnd | None:
         """Sends in one response what the tokens add (streaming), or keeps it until the last."""
         self.started = True
         for event in events:
+            self._timing.push(event)
             if event.prompt_logprobs is not None:
                 self._prompt_logprobs = event.prompt_logprobs
             if self._answer.push(event):
@@ -36,9 +49,9 @@ class GenerationResponse(ResponseStream):
         answer = self._answer
         if answer.finish_reason is None and not self._prepared.stream:
             return None
-        self.channel.send(
-            encode_answers([answer.take()], self._take_prompt(), self._flags), final=answer.finish_reason is not None
-        )
+        final = answer.finish_reason is not None
+        timing = self._timing.as_json() if final else None
+        self.channel.send(encode_answers([answer.take()], self._take_prompt(), self._flags, timing), final=final)
         if answer.finish_reason is None:
             return None
         return StreamEnd(answer.finish_reason.value, engine_knows=event.finish_reason is not None)

@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.core.request import FinishReason
-from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.errors import InvalidRequest
 from fastserve.tasks.sampling_parameters import read_truth
 from fastserve.tasks.text_generation import GenerationInput
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS
 from fastserve.triton.text_tensors import decode_text
 
-UNSUPPORTED_FLAGS = ("return_timing",)
 TENSORS_ONLY = ("text_input", "input_ids", "sampling_parameters")
 """Inputs that cannot come as request parameters."""
 
@@ -34,18 +33,16 @@ class ReturnFlags:
     num_output_tokens: bool = False
     output_ids: bool = False
     logprobs: bool = False
+    timing: bool = False
 
 
 def parse_generation(tensors: Tensors, parameters: Mapping[str, Any]) -> tuple[GenerationInput, ReturnFlags]:
     """``tensors``: by input name, absent ones left out. ``parameters``: Triton's request parameters, which count when
     there is no ``sampling_parameters`` tensor; names of optional inputs among them are taken as those inputs.
 
-    Raises InvalidRequest or UnsupportedFeature naming the field.
+    Raises InvalidRequest naming the field.
     """
     reader = _Reader(tensors, parameters)
-    for name in UNSUPPORTED_FLAGS:
-        if reader.truth(name):
-            raise UnsupportedFeature(name, "not supported by this version")
     flags = ReturnFlags(**{field.name: bool(reader.truth(f"return_{field.name}")) for field in dataclasses.fields(ReturnFlags)})
     item = GenerationInput(
         text=reader.text("text_input"),
@@ -55,6 +52,7 @@ def parse_generation(tensors: Tensors, parameters: Mapping[str, Any]) -> tuple[G
         parameters=reader.sampling_parameters(),
         return_cumulative_logprob=flags.cumulative_logprob,
         return_logprobs=flags.logprobs,
+        return_timing=flags.timing,
     )
     return item, flags
 
@@ -136,9 +134,12 @@ class Prompt:
     """JSON; None in all responses but the first, and when they were not asked for."""
 
 
-def encode_answers(answers: Sequence[Answer], prompt: Prompt, flags: ReturnFlags) -> dict[str, npt.NDArray[Any]]:
+def encode_answers(
+    answers: Sequence[Answer], prompt: Prompt, flags: ReturnFlags, timing: str | None = None
+) -> dict[str, npt.NDArray[Any]]:
     """Output tensors by name, an element for each answer; ``output_ids`` has all ids of the first answer, then those of the
-    second, ... ``finish_reason`` reads "None" until the end; counts and ids are those of this response."""
+    second, ... ``timing``: JSON, in the last response. ``finish_reason`` reads "None" until the end; counts and ids are those
+    of this response."""
     tensors: dict[str, npt.NDArray[Any]] = {"text_output": _strings([answer.text for answer in answers])}
     if flags.finish_reason:
         reasons = [answer.finish_reason.value if answer.finish_reason else "None" for answer in answers]
@@ -155,6 +156,8 @@ def encode_answers(answers: Sequence[Answer], prompt: Prompt, flags: ReturnFlags
         tensors["output_ids"] = np.array([token_id for answer in answers for token_id in answer.token_ids], np.int64)
     if prompt.logprobs is not None:
         tensors["prompt_logprobs"] = _strings([prompt.logprobs])
+    if flags.timing and timing is not None:
+        tensors["timing"] = _strings([timing])
     return tensors
 
 

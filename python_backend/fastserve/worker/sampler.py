@@ -66,12 +66,10 @@ class Sampler:
         if not np.isfinite(row[best]):
             return StepFailed("the model's logits for this request are not finite")
         token_id = best
-        if not (params.greedy and not params.has_penalties and not params.min_tokens):
+        if not params.takes_likeliest:
             processed = process_logits(row, sequence)
             if not np.isfinite(processed.max()):
-                return InvalidRequest(
-                    "min_tokens", params.min_tokens, "a value that leaves a token to choose beside stop_token_ids"
-                )
+                return _nothing_left(sequence)
             if params.greedy:
                 token_id = int(np.argmax(processed))
             else:
@@ -83,6 +81,14 @@ class Sampler:
         )
 
 
+def _nothing_left(sequence: Sequence) -> InvalidRequest:
+    """Which parameter excluded the last token there was to choose."""
+    params = sequence.request.params
+    if len(sequence.output_token_ids) < params.min_tokens:
+        return InvalidRequest("min_tokens", params.min_tokens, "a value that leaves a token to choose beside stop_token_ids")
+    return InvalidRequest("bad_words", params.bad_words, "words that leave a token to choose")
+
+
 def process_logits(row: Logits, sequence: Sequence) -> Logits:
     """The row after every step that changes it; excluded tokens are -inf. Returns a new array, [vocab_size]."""
     params = sequence.request.params
@@ -91,6 +97,10 @@ def process_logits(row: Logits, sequence: Sequence) -> Logits:
         _penalise(row, sequence)
     if len(sequence.output_token_ids) < params.min_tokens:
         row[list(params.stop_token_ids)] = -np.inf
+    for word in params.bad_words:
+        *beginning, last = word
+        if not beginning or sequence.output_token_ids[-len(beginning) :] == beginning:
+            row[last] = -np.inf
     if params.greedy or not np.isfinite(row.max()):
         return row
     row /= np.float32(params.temperature)
