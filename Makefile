@@ -11,6 +11,7 @@ export MODEL
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
+DIST ?= dist
 READY := $(VENV)/.ready
 KERNELS := $(VENV)/.kernels
 DEMO_PACKAGE := .demo/packages/.ready
@@ -22,7 +23,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt prove-encoders bench-attention bench-encoders bench-instances clean
+.PHONY: help setup demo test check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-instances clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -81,6 +82,15 @@ fmt: $(READY) ## format, and mend what lint can mend
 prove-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## every encoder task through Triton against its source model, on 500 items
 	$(BIN)/python benchmarks/served_equals_source.py
 
+# In a build folder of its own, so that the editable install's library stays. auditwheel finds the oldest glibc that will do.
+wheel: $(READY) ## one wheel for any Python 3 on this kind of machine, in dist/
+	rm -f build/wheel/*.whl $(DIST)/triton_fastserve-*.whl
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -C build-dir=build/wheel/cmake -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir $(DIST) build/wheel/*.whl
+
+test-wheel: wheel ## install the wheel where there is no compiler and no torch, serve a model with it, ask it
+	$(BIN)/python -m tests.clean_room $(DIST)/triton_fastserve-*.whl $(PIP_FLAGS)
+
 bench-attention: $(READY) $(KERNELS) ## measure the attention kernels
 	$(BIN)/python benchmarks/bench_attention.py
 	$(BIN)/python benchmarks/bench_packed_attention.py
@@ -93,4 +103,4 @@ bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughpu
 	$(BIN)/python benchmarks/bench_instances.py
 
 clean: ## remove what was built, also .venv and the demo's models
-	rm -rf $(VENV) .demo build .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so
+	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so
