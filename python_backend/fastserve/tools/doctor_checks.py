@@ -14,7 +14,7 @@ from fastserve.errors import ToolError
 from fastserve.tools import ports, triton_install
 
 _GB = 1 << 30
-_MIN_SHARED_MEMORY = 256 << 20
+MIN_SHARED_MEMORY = 256 << 20
 """Each model instance and its auto-complete run take a few MB; Docker's default of 64 MB is too little for many requests."""
 _MIN_FREE_MEMORY = 1 * _GB
 
@@ -93,7 +93,7 @@ def check_python_library() -> Check:
 def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
     free = shutil.disk_usage(path).free if path.is_dir() else 0
     mend = "mount -o remount,size=1g /dev/shm (in Docker: --shm-size=1g)"
-    return Check("/dev/shm", free >= _MIN_SHARED_MEMORY, True, f"{free / _GB:.1f} GB free", mend)
+    return Check("/dev/shm", free >= MIN_SHARED_MEMORY, True, f"{free / _GB:.1f} GB free", mend)
 
 
 def check_free_memory() -> Check:
