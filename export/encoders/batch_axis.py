@@ -54,7 +54,7 @@ class _Rewrite:
             return value
         if value not in self._restored:
             self._restored[value] = unsqueeze = self._insert(
-                before, "Unsqueeze", [self._flat[value], self._constant([0], f"{value.name}.batch_axis")]
+                before, "Unsqueeze", [self._flat[value], integers_constant(self._graph, f"{value.name}.batch_axis", [0])]
             )
             unsqueeze.shape = value.shape
         return self._restored[value]
@@ -79,7 +79,9 @@ class _Rewrite:
         elif data.shape == ir.Shape(result.shape[1:]):
             self._flat[result] = data
         else:
-            self._flat[result] = flat = self._insert(node, "Reshape", [data, self._constant(target[1:], f"{result.name}.shape")])
+            self._flat[result] = flat = self._insert(
+                node, "Reshape", [data, integers_constant(self._graph, f"{result.name}.shape", target[1:])]
+            )
             flat.shape = ir.Shape(result.shape[1:])
 
     def _works_without(self, node: ir.Node) -> bool:
@@ -107,7 +109,7 @@ class _Rewrite:
         attributes = dict(node.attributes)
         if (place := _AXES_INPUT.get(node.op_type)) is not None:
             shifted = [_shifted(axis) for axis in integers(node.inputs[place]) or ()]
-            inputs[place] = self._constant(shifted, f"{node.outputs[0].name}.axes")
+            inputs[place] = integers_constant(self._graph, f"{node.outputs[0].name}.axes", shifted)
         elif node.op_type in _ALONG_AXES:
             attributes["axis"] = ir.AttrInt64("axis", _shifted(_axis(node)))
         elif node.op_type == "Transpose":
@@ -125,7 +127,9 @@ class _Rewrite:
         rank, longest = (len(found.shape or ()) for found in (value, reader.outputs[0]))
         if rank < longest:
             return value
-        self._flat[value] = flat = self._insert(reader, "Squeeze", [value, self._constant([0], f"{value.name}.first_axis")])
+        self._flat[value] = flat = self._insert(
+            reader, "Squeeze", [value, integers_constant(self._graph, f"{value.name}.first_axis", [0])]
+        )
         flat.shape = ir.Shape((value.shape or ())[1:])
         return flat
 
@@ -135,15 +139,23 @@ class _Rewrite:
         node.outputs[0].type = inputs[0].type
         return node.outputs[0]
 
-    def _constant(self, numbers: list[int], name: str) -> ir.Value:
-        return constant(self._graph, name, ir.tensor(numbers, dtype=ir.DataType.INT64))
-
 
 def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer of ``graph``."""
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape.numpy())))
     graph.register_initializer(value)
     return value
+
+
+def integers_constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
+    """A new initializer of ``graph``: int64 [len(numbers)]."""
+    return constant(graph, name, ir.tensor(numbers, dtype=ir.DataType.INT64))
+
+
+def made_by(op_type: str, value: ir.Value | None) -> ir.Node | None:
+    """The operation that makes ``value``, if it is an ``op_type``."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fastserve.export.encoders.batch_axis import constant, integers, replace
+from fastserve.export.encoders.batch_axis import constant, integers, integers_constant, made_by, replace
 from fastserve.export.graph_guards import TOKENS
 
 FloatArray = npt.NDArray[np.float32]
@@ -100,8 +100,8 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
 
 def _pick_block(graph: ir.Graph, node: ir.Node) -> None:
     """[num_tokens, n] as [num_tokens, blocks, heads, head_size], of which one block is taken and its axis dropped."""
-    piece = _made_by("Slice", node.inputs[0])
-    whole = _made_by("Reshape", piece.inputs[0]) if piece is not None else None
+    piece = made_by("Slice", node.inputs[0])
+    whole = made_by("Reshape", piece.inputs[0]) if piece is not None else None
     projection = Projection.behind(whole.inputs[0]) if whole is not None else None
     result = node.outputs[0]
     if piece is None or whole is None or projection is None or result.shape is None:
@@ -113,13 +113,8 @@ def _pick_block(graph: ir.Graph, node: ir.Node) -> None:
         return
     width = sizes[1] * sizes[2]
     block = projection.columns(start[0] * width, (start[0] + 1) * width).emit(graph, node)
-    target = constant(graph, f"{result.name}.shape", ir.tensor([-1, *sizes[1:]], dtype=ir.DataType.INT64))
+    target = integers_constant(graph, f"{result.name}.shape", [-1, *sizes[1:]])
     reshape = ir.node("Reshape", [block, target])
     reshape.outputs[0].type, reshape.outputs[0].shape = result.type, result.shape
     graph.insert_before(node, [reshape])
     replace(result, reshape.outputs[0])
-
-
-def _made_by(op_type: str, value: ir.Value | None) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None

@@ -7,6 +7,7 @@ itself. The graph gets them packed into one run, and each alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,20 @@ class EncoderReference:
 
     @property
     def scale(self) -> float:
-        """The outputs' standard deviation; of nearly constant ones, a small share of their size."""
-        values = np.concatenate([output.ravel() for output in self.outputs])
-        return max(1e-3 * float(np.abs(values).max()), float(values.std()))
+        """Of the outputs, as :func:`output_scale` says."""
+        return output_scale(self.outputs)
+
+
+def output_scale(outputs: Sequence[FloatArray]) -> float:
+    """The outputs' standard deviation; of nearly constant ones, a small share of their size."""
+    values = np.concatenate([output.ravel() for output in outputs])
+    return max(1e-3 * float(np.abs(values).max()), float(values.std()))
+
+
+def ordinary_tokens(vocab_size: int, padding: int | None) -> npt.NDArray[np.int64]:
+    """All token ids but that of padding, ascending."""
+    vocabulary = np.arange(vocab_size)
+    return vocabulary if padding is None else vocabulary[vocabulary != padding]
 
 
 def encoder_reference(loaded: LoadedModel, plan: EncoderPlan, task: str) -> EncoderReference:
@@ -86,8 +98,7 @@ def _texts(tokenizer: Any, plan: EncoderPlan, generator: np.random.Generator, *,
 def _random_sequences(model: Any, plan: EncoderPlan, generator: np.random.Generator) -> list[TokenSequence]:
     beyond = [2 * window + 20 for window in sorted(plan.windows) if 0 < window <= LONGEST_WINDOW]
     lengths = sorted({min(length, plan.longest) for length in (*_LENGTHS, *beyond)})
-    vocabulary = np.arange(model.get_input_embeddings().weight.shape[0])
-    vocabulary = vocabulary[vocabulary != (-1 if model.config.pad_token_id is None else model.config.pad_token_id)]
+    vocabulary = ordinary_tokens(model.get_input_embeddings().weight.shape[0], model.config.pad_token_id)
     sequences = []
     for length in generator.permutation(lengths).tolist():
         token_ids = generator.choice(vocabulary, length).tolist()

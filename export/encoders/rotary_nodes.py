@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from fastserve.export.attention import DOMAIN
-from fastserve.export.encoders.batch_axis import constant, integers, replace
+from fastserve.export.encoders.batch_axis import constant, integers, integers_constant, made_by, replace
 from fastserve.export.encoders.packed_attention import ATTENTION
 from fastserve.export.graph_guards import TOKENS
 
@@ -60,11 +60,11 @@ class _Rewrite:
         assert isinstance(width, int)
         positions = next(value for value in self._graph.inputs if value.name == _POSITIONS)
         name = f"{rotated.name}.rotary"
-        rows = ir.node("Reshape", [plain, self._constant([-1, 1, width], f"{name}.shape")])
-        places = ir.node("Unsqueeze", [positions, self._constant([1], f"{name}.length_axis")])
+        rows = ir.node("Reshape", [plain, integers_constant(self._graph, f"{name}.shape", [-1, 1, width])])
+        places = ir.node("Unsqueeze", [positions, integers_constant(self._graph, f"{name}.length_axis", [1])])
         operands = [rows.outputs[0], places.outputs[0], *tables]
         turned = ir.Node(OPERATOR_DOMAIN, OPERATOR, operands, [ir.AttrInt64("num_heads", num_heads)], name=name)
-        flat = ir.node("Reshape", [turned.outputs[0], self._constant([-1, width], f"{name}.flat_shape")])
+        flat = ir.node("Reshape", [turned.outputs[0], integers_constant(self._graph, f"{name}.flat_shape", [-1, width])])
         for new in (rows, turned, flat):
             new.outputs[0].type = rotated.type
             new.outputs[0].shape = ir.Shape([TOKENS, width] if new is flat else [TOKENS, 1, width])
@@ -72,9 +72,6 @@ class _Rewrite:
         self._graph.insert_before(node, [rows, places, turned, flat])
         self._graph.opset_imports.setdefault(OPERATOR_DOMAIN, 1)
         replace(rotated, flat.outputs[0])
-
-    def _constant(self, numbers: list[int], name: str) -> ir.Value:
-        return constant(self._graph, name, ir.tensor(numbers, dtype=ir.DataType.INT64))
 
     def _table(self, angles: ir.Value) -> ir.Value | None:
         """``angles`` [1, num_tokens, head_size] for each position, [longest, head_size / 2], if its halves are equal and
@@ -93,10 +90,10 @@ class _Rewrite:
 def _rotation(rotated: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """(what is rotated [num_tokens, heads * head_size], cosines and sines [1, num_tokens, head_size]), if ``rotated`` is the
     sum of x * cosines and the turned x * sines, x being [heads, num_tokens, head_size]."""
-    reshape = _made_by("Reshape", rotated)
-    back = _made_by("Transpose", reshape.inputs[0]) if reshape is not None else None
-    total = _made_by("Add", back.inputs[0]) if back is not None else None
-    products = [_made_by("Mul", value) for value in total.inputs] if total is not None else []
+    reshape = made_by("Reshape", rotated)
+    back = made_by("Transpose", reshape.inputs[0]) if reshape is not None else None
+    total = made_by("Add", back.inputs[0]) if back is not None else None
+    products = [made_by("Mul", value) for value in total.inputs] if total is not None else []
     for direct, turned in (products, products[::-1]) if len(products) == 2 else ():
         if direct is None or turned is None:
             continue
@@ -110,11 +107,11 @@ def _rotation(rotated: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value] | None:
 
 def _turns(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether ``value`` is [-second half of x, first half of x]."""
-    whole = _made_by("Concat", value)
+    whole = made_by("Concat", value)
     if whole is None or len(whole.inputs) != 2 or x.shape is None or not isinstance(x.shape[2], int):
         return False
-    negated, half = _made_by("Neg", whole.inputs[0]), x.shape[2] // 2
-    parts = [_made_by("Slice", negated.inputs[0] if negated is not None else None), _made_by("Slice", whole.inputs[1])]
+    negated, half = made_by("Neg", whole.inputs[0]), x.shape[2] // 2
+    parts = [made_by("Slice", negated.inputs[0] if negated is not None else None), made_by("Slice", whole.inputs[1])]
     wanted = ((half, 2 * half), (0, half))
     return whole.attributes["axis"].as_int() in (-1, 2) and all(
         part is not None and part.inputs[0] is x and _last_axis_range(part, x.shape[2]) == ends
@@ -133,19 +130,14 @@ def _last_axis_range(node: ir.Node, size: int) -> tuple[int, int] | None:
 
 def _flat_heads(value: ir.Value) -> ir.Value | None:
     """[num_tokens, heads * head_size], of which ``value`` is [heads, num_tokens, head_size]."""
-    swap = _made_by("Transpose", value)
-    shaped = _made_by("Reshape", swap.inputs[0]) if _swaps_heads(swap) and swap is not None else None
+    swap = made_by("Transpose", value)
+    shaped = made_by("Reshape", swap.inputs[0]) if _swaps_heads(swap) and swap is not None else None
     flat = shaped.inputs[0] if shaped is not None else None
     return flat if flat is not None and flat.shape is not None and len(flat.shape) == 2 else None
 
 
 def _swaps_heads(node: ir.Node | None) -> bool:
     return node is not None and list(node.attributes["perm"].as_ints()) == [1, 0, 2]
-
-
-def _made_by(op_type: str, value: ir.Value | None) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
 
 
 def _evaluated(graph: ir.Graph, value: ir.Value, longest: int) -> FloatArray | None:

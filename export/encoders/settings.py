@@ -42,13 +42,14 @@ def encoder_settings(loaded: LoadedModel, options: ExportOptions, longest: int, 
     notes = list(sentence.notes)
     if embeds and options.pooling is None and sentence.pooling is None:
         notes.append("nothing says how to pool token embeddings: their mean is taken (--pooling cls for the first token's)")
-    if options.task == "zero-shot-classification" and not any(label.lower().startswith("entail") for label in labels(model)):
-        notes.append(f"no label begins with 'entail': the last one, {labels(model)[-1]}, counts as entailment")
+    named = labels(model) if head.names_labels else ()
+    if options.task == "zero-shot-classification" and not any(label.lower().startswith("entail") for label in named):
+        notes.append(f"no label begins with 'entail': the last one, {named[-1]}, counts as entailment")
     spec = EncoderSpec(
         max_length=max_length,
         stride=_stride(options, max_length),
         output=head.output,
-        labels=labels(model) if head.names_labels else (),
+        labels=named,
         problem_type=_problem_type(model.config) if head.names_labels else "single_label",
         aggregation_strategy=options.aggregation_strategy or "simple",
         pooling=(options.pooling or sentence.pooling or "mean") if embeds else None,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fastserve.core.encoding import TokenSequence
 from fastserve.errors import ProofFailed, StepFailed, UnsupportedModel
+from fastserve.export.encoders.proof import ordinary_tokens, output_scale
 from fastserve.export.proof import largest_difference
 from fastserve.manifest import EncoderSpec, ModelManifest
 from fastserve.worker.padded_encoder_runner import ALONE, PADDED, PaddedEncoderRunner
@@ -67,8 +68,7 @@ def prove_padding(directory: Path, manifest: ModelManifest, *, clock: Callable[[
             f"{source}: the graph gives the same output for different texts of one length: it does not read its "
             "input_ids. Was it exported with one tensor as the example of two inputs?"
         )
-    values = np.concatenate([output.ravel() for output in alone])
-    scale = max(1e-3 * float(np.abs(values).max()), float(values.std()))
+    scale = output_scale(alone)
     difference = largest_difference(alone, together)
     measures = {
         "output_scale": scale,
@@ -112,7 +112,7 @@ def _sequences(manifest: ModelManifest, spec: EncoderSpec) -> list[TokenSequence
 def _random(manifest: ModelManifest, spec: EncoderSpec, length: int, generator: np.random.Generator) -> TokenSequence:
     """Tokens from all of the vocabulary but padding, the last of the vocabulary among them."""
     padding = manifest.tokenizer.pad_token_id if manifest.tokenizer is not None else None
-    vocabulary = np.array([token_id for token_id in range(manifest.model.vocab_size) if token_id != padding])
+    vocabulary = ordinary_tokens(manifest.model.vocab_size, padding)
     token_ids = generator.choice(vocabulary, length)
     token_ids[0] = vocabulary[-1]
     return TokenSequence(tuple(token_ids.tolist()), rows=tuple(range(length)) if spec.output == "row" else ())

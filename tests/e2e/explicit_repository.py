@@ -39,6 +39,16 @@ class Repository:
     def load(self, name):
         return self.http("POST", f"repository/models/{name}/load")
 
+    def refuse(self, name, *parts):
+        """It is not loaded and Triton says why, with all of ``parts``; nothing of it is left."""
+        answer = self.load(name)
+        assert answer.status_code == 400
+        message = answer.json()["error"]
+        assert message.startswith(f"load failed for model '{name}'") and all(part in message for part in parts), message
+        state, reason = self.state(name)
+        assert state == "UNAVAILABLE" and all(part in reason for part in parts)
+        assert not self.is_ready(name) and self.stubs(name) == []
+
     def unload(self, name):
         assert self.http("POST", f"repository/models/{name}/unload").status_code == 200
 

@@ -44,15 +44,6 @@ def expected(repository):
     return infer_grpc(repository.launcher, "good", ROWS)
 
 
-def assert_refused(repository, name, *parts):
-    """It is not loaded and Triton says why; nothing of it is left."""
-    answer = repository.load(name)
-    assert answer.status_code == 400
-    message = answer.json()["error"]
-    assert message.startswith(f"load failed for model '{name}'") and all(part in message for part in parts), message
-    assert not repository.is_ready(name) and repository.stubs(name) == []
-
-
 def test_a_config_that_names_only_backend_and_task_is_enough(repository, expected):
     repository.add("bare", TASK)
     assert repository.load("bare").status_code == 200
@@ -76,7 +67,7 @@ def test_a_config_that_names_only_backend_and_task_is_enough(repository, expecte
 def test_a_configuration_that_is_not_this_models_is_refused(repository, request, parameters, parts):
     name = request.node.callspec.id.replace(" ", "-").replace("'", "")
     repository.add(name, parameters)
-    assert_refused(repository, name, *parts)
+    repository.refuse(name, *parts)
 
 
 def test_every_key_of_the_configuration_has_a_bad_value_here():
@@ -87,7 +78,7 @@ def test_every_key_of_the_configuration_has_a_bad_value_here():
 def test_a_parameter_that_is_not_allowed_is_named_with_its_value_and_what_is(repository, key):
     value, shown = BAD_PARAMETERS[key]
     repository.add(f"bad-{key}", TASK | {key: value})
-    assert_refused(repository, f"bad-{key}", f"{key}: got {shown}, allowed: ")
+    repository.refuse(f"bad-{key}", f"{key}: got {shown}, allowed: ")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +92,7 @@ def test_a_parameter_that_is_not_allowed_is_named_with_its_value_and_what_is(rep
 )
 def test_a_declaration_that_contradicts_the_contract_is_refused(repository, request, setting, part):
     repository.add(request.node.callspec.id, TASK, config=BARE + setting)
-    assert_refused(repository, request.node.callspec.id, part)
+    repository.refuse(request.node.callspec.id, part)
 
 
 def test_a_reload_takes_the_new_configuration_and_unloading_leaves_nothing(repository, expected):

@@ -64,13 +64,7 @@ def expected(repository):
 
 def assert_refused(repository, name, *parts):
     """It is not loaded and Triton says why; nothing of it is left; the other model still serves."""
-    answer = repository.load(name)
-    assert answer.status_code == 400
-    message = answer.json()["error"]
-    assert message.startswith(f"load failed for model '{name}'") and all(part in message for part in parts), message
-    state, reason = repository.state(name)
-    assert state == "UNAVAILABLE" and all(part in reason for part in parts)
-    assert not repository.is_ready(name) and repository.stubs(name) == []
+    repository.refuse(name, *parts)
     assert len(repository.answer("good")) == 5
 
 
