@@ -14,6 +14,7 @@ from fastserve.export.rotary import context_limit
 
 _POSITION_TABLE, _TYPE_TABLE = "position_embeddings", "token_type_embeddings"
 """Last part of the names of modules that look up positions and token types."""
+_REPRESENTED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 def position_offset(model: Any) -> int:
@@ -44,6 +45,13 @@ def tells_texts_apart(model: Any) -> bool:
     """Whether the model has more than one token type."""
     accepts = "token_type_ids" in inspect.signature(model.forward).parameters
     return accepts and (getattr(model.config, "type_vocab_size", None) or 0) > 1
+
+
+def check_tokenizer_inputs(model: Any, tokenizer: Any) -> None:
+    """Raises UnsupportedModel when transformers' tokenizer gives the model more than a packed graph takes."""
+    accepted = inspect.signature(model.forward).parameters
+    if others := [name for name in tokenizer.model_input_names if name in accepted and name not in _REPRESENTED]:
+        raise UnsupportedModel(f"{model.config.model_type}: its tokenizer also gives {', '.join(others)}: cannot be represented")
 
 
 @contextlib.contextmanager

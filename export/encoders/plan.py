@@ -7,7 +7,13 @@ import dataclasses
 from fastserve.errors import UnsupportedModel
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.encoders.heads import HEADS, Rows, rows_read
-from fastserve.export.encoders.inputs import longest_sequence, position_offset, takes_token_types, tells_texts_apart
+from fastserve.export.encoders.inputs import (
+    check_tokenizer_inputs,
+    longest_sequence,
+    position_offset,
+    takes_token_types,
+    tells_texts_apart,
+)
 from fastserve.export.encoders.settings import encoder_settings
 from fastserve.export.guards import check_layers, check_model
 from fastserve.export.options import ExportOptions
@@ -41,6 +47,7 @@ def plan_encoder(loaded: LoadedModel, options: ExportOptions) -> EncoderPlan:
     check_model(model, needed=("position_ids",))
     if options.task == "fill-mask" and loaded.tokenizer.mask_token_id is None:
         raise UnsupportedModel(f"{model.config.model_type}: its tokenizer has no mask token, so there is nothing to fill")
+    check_tokenizer_inputs(model, loaded.tokenizer)
     layers = probe(model, causal=False)
     check_layers(model.config, layers, causal=False)
     offset = position_offset(model)

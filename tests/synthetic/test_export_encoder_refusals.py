@@ -169,6 +169,18 @@ def test_a_configuration_that_transformers_does_not_take_is_a_readable_error(tmp
     refuse(source, "text-classification", UnsupportedModel, "classifier_pooling")
 
 
+def test_a_tokenizer_that_gives_the_model_more_than_the_graph_takes_is_refused_by_name(tmp_path: Path) -> None:
+    tokenizer = tiny_encoder_tokenizer("bert")
+    tokenizer.model_input_names = ["input_ids", "input_shape_ids", "attention_mask", "some_mark_for_training"]
+    sizes = {name: len(tokenizer) for name in ("vocab_size", "shape_vocab_size", "pronunciation_vocab_size")}
+    config = transformers.RoCBertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2, **sizes
+    )
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    refuse(tmp_path / "source", "text-classification", UnsupportedModel, r"roc_bert: its tokenizer also gives input_shape_ids:")
+
+
 # --- files beside the weights -----------------------------------------------------------------------------------------
 
 

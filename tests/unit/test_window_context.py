@@ -19,6 +19,18 @@ def document(length: int) -> Window:
     return Window(ids, (0,) * len(ids), ((0, 0),) * len(ids), owners, owners)
 
 
+def test_a_document_is_looked_through_as_often_for_many_windows_as_for_two(monkeypatch):
+    looked_through = []
+    run = Window.run
+    monkeypatch.setattr(Window, "run", lambda window, sequence: looked_through.append(len(window)) or run(window, sequence))
+    counts = []
+    for length in (20, 500):
+        looked_through.clear()
+        windows = cut_window(document(length), WindowLimits(LEAD + 16 + TAIL, 4))
+        counts.append(looked_through.count(LEAD + length + TAIL))
+    assert len(windows) > 40 and counts == [1, 1]
+
+
 def shares(length: int, room: int, stride: int) -> tuple[list[Window], list[list[int]]]:
     """The windows of a document, and the tokens each of them answers for, counted in the text."""
     windows = cut_window(document(length), WindowLimits(LEAD + room + TAIL, stride))

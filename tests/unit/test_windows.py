@@ -180,10 +180,13 @@ def test_where_the_second_text_has_no_tokens_the_first_is_cut():
 
 def test_keeping_a_part_of_a_text_keeps_all_of_the_rest():
     (window,) = windows("a b c", "d e f")
-    assert words(window.keep(1, 1, 3)) == "[CLS] a b c [SEP] e f [SEP]"
-    assert words(window.keep(0, 0, 99)) == words(window)
-    assert words(window.keep(0, 1, 2).keep(1, 0, 1)) == "[CLS] b [SEP] d [SEP]"
-    assert window.keep(0, 1, 3).keep(0, 1, 2).first_token == 2
+    first, second = window.run(0), window.run(1)
+    assert words(window.keep(second, 1, 3)) == "[CLS] a b c [SEP] e f [SEP]"
+    assert words(window.keep(first, 0, 99)) == words(window)
+    shorter = window.keep(first, 1, 2)
+    assert words(shorter.keep(shorter.run(1), 0, 1)) == "[CLS] b [SEP] d [SEP]"
+    shorter = window.keep(first, 1, 3)
+    assert shorter.keep(shorter.run(0), 1, 2).first_token == 2
 
 
 def test_unknown_words_are_tokens_too():

@@ -85,10 +85,10 @@ class RelationExtraction:
             raise RequestTooLong("text_input", f"{last - first} tokens", detail)
         if not truncation:
             start = max(0, min(first - (room - (last - first)) // 2, stop - begin - room))
-            return whole.keep(0, start, start + room)
+            return whole.keep((begin, stop), start, start + room)
         if last > room:
             raise InvalidRequest("truncation", True, f"false, because the markers end beyond the model's first {room} tokens")
-        return whole.keep(0, 0, room)
+        return whole.keep((begin, stop), 0, room)
 
 
 def _spans(spans: Mapping[str, Sequence[Span]], row: int) -> tuple[Span | None, Span | None]:

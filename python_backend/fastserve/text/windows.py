@@ -67,9 +67,10 @@ class Window:
         start = self.sequence_ids.index(sequence)
         return start, start + count
 
-    def keep(self, sequence: int, start: int, end: int) -> Window:
-        """Of text ``sequence`` only its tokens [start, end), counted from the first one here; all of the rest."""
-        begin, stop = self.run(sequence)
+    def keep(self, run: tuple[int, int], start: int, end: int) -> Window:
+        """Of the text whose tokens are ``run`` (as :meth:`run` says) only its tokens [start, end), counted from the first one
+        here; all of the rest."""
+        begin, stop = run
 
         def part(values: tuple[T, ...]) -> tuple[T, ...]:
             return values[:begin] + values[begin + start : min(begin + end, stop)] + values[stop:]
@@ -114,10 +115,10 @@ def cut_window(whole: Window, limits: WindowLimits) -> list[Window]:
             f"at most {others + room - 1}, so that {limits.fields[sequence]} has room in the model's {limits.max_length}",
         )
     if limits.truncation:
-        return [whole.keep(sequence, 0, room)]
+        return [whole.keep((start, end), 0, room)]
     starts = window_starts(end - start, room, limits.stride)
     check_size(len(starts), len(starts) * limits.max_length, limits.fields[sequence])
-    return [whole.keep(sequence, first, first + room) for first in starts]
+    return [whole.keep((start, end), first, first + room) for first in starts]
 
 
 def check_size(num_windows: int, num_tokens: int, field: str) -> None:
@@ -146,4 +147,5 @@ def _fit_pair(whole: Window, max_length: int) -> Window:
     else:
         half = room // 2
         kept = [half, half + room % 2] if lengths[0] <= lengths[1] else [half + room % 2, half]
-    return whole.keep(1, 0, kept[1]).keep(0, 0, kept[0])
+    shorter_second = whole.keep(whole.run(1), 0, kept[1])
+    return shorter_second.keep(shorter_second.run(0), 0, kept[0])
