@@ -194,8 +194,9 @@ def test_pairs_of_sentences_have_a_number(load: Load) -> None:
     text = "index\tscore\tsentence1\tsentence2\n0\t4.5\ta\tb\n"
     task = load("d.tsv", text, "feature-extraction")
     assert texts(task) == [{"text_input": "a"}, {"text_input": "b"}] and len(task.requests) == 1
-    with pytest.raises(ToolError, match=r"d.tsv:2: score: got 'high', allowed: a number"):
-        load("d.tsv", text.replace("4.5", "high"), "feature-extraction")
+    for number in ("high", "nan", "inf"):
+        with pytest.raises(ToolError, match=rf"d.tsv:2: score: got '{number}', allowed: a number"):
+            load("d.tsv", text.replace("4.5", number), "feature-extraction")
 
 
 @pytest.mark.parametrize(

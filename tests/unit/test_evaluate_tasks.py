@@ -80,8 +80,9 @@ def test_a_model_with_one_output_is_judged_as_a_regression() -> None:
     assert found.metrics["Spearman"] == pytest.approx(1)
     assert found.metrics["Pearson"] == pytest.approx(0.98198, abs=1e-5)
     assert found.metrics["mean squared error"] == pytest.approx(0.25)
-    with pytest.raises(ToolError, match=r"t:2: got 'high', allowed: a number"):
-        classification("high").report(predictions[:1])
+    for text in ("high", "nan", "-inf"):
+        with pytest.raises(ToolError, match=rf"t:2: got '{text}', allowed: a number"):
+            classification(text).report(predictions[:1])
 
 
 def test_a_classifier_asked_for_its_best_label_only_is_no_regression() -> None:

@@ -7,6 +7,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 
+def finite_number(text: str) -> float:
+    """Raises ValueError for what is no number, or one that nothing can be compared with."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def correlations(right: Sequence[float], predicted: Sequence[float]) -> Mapping[str, float]:
     """Pearson's and Spearman's coefficients, from -1 to 1; NaN for fewer than two items or when one side is constant."""
     from scipy import stats

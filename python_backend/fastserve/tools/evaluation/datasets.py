@@ -12,6 +12,7 @@ from fastserve.config import GENERATION_TASK
 from fastserve.errors import ToolError
 from fastserve.tools.encoder_client import EncoderRequest, Scalar
 from fastserve.tools.evaluation.conll import FIRST_AND_LAST, read_conll
+from fastserve.tools.evaluation.correlation import finite_number
 from fastserve.tools.evaluation.data_file import BadDataset, place, quoted, read_text
 from fastserve.tools.evaluation.evaluation_task import EvaluationTask
 from fastserve.tools.evaluation.question_answering import QuestionAnswering
@@ -216,7 +217,7 @@ def _sentence_pairs(path: Path, form: str, options: DatasetOptions) -> Evaluatio
     pairs = []
     for row in rows:
         try:
-            similarity = float(text_in(path, row, score))
+            similarity = finite_number(text_in(path, row, score))
         except ValueError:
             raise BadDataset(path, row.line, f"{score}: got {quoted(row.fields[score])}, allowed: a number") from None
         texts = text_in(path, row, first), text_in(path, row, second)

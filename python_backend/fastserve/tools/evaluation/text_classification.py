@@ -10,7 +10,7 @@ from typing import Any
 from fastserve.errors import ToolError
 from fastserve.tools.client import RequestFailed
 from fastserve.tools.encoder_client import EncoderRequest, Outputs, result_of
-from fastserve.tools.evaluation.correlation import correlations
+from fastserve.tools.evaluation.correlation import correlations, finite_number
 from fastserve.tools.evaluation.data_file import quoted
 from fastserve.tools.evaluation.evaluation_task import Difference, Report
 
@@ -83,7 +83,7 @@ class TextClassification:
     def _right_values(self) -> Iterator[float]:
         for text in self._texts:
             try:
-                yield float(text.label)
+                yield finite_number(text.label)
             except ValueError:
                 raise ToolError(f"{text.place}: got {quoted(text.label)}, allowed: a number; the model predicts one") from None
 
