@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from fastserve.errors import UnsupportedModel
 from fastserve.export.attention import AttentionLayer, probe
@@ -71,6 +72,19 @@ def _notes(loaded: LoadedModel, options: ExportOptions, plan: EncoderPlan) -> li
         found.append(f"the code that comes with the checkpoint is not used, but transformers' {type(model).__name__}")
     if options.task in _TASKS_OF_PAIRS and tells_texts_apart(model) and not plan.token_types:
         found.append("the model tells two texts apart, but its tokenizer does not (as in transformers): both count as the first")
+    if loaded.tokenizer.truncation_side == "left":
+        found.append("the source's tokenizer truncates texts at their beginning; served with truncation=true, at their end")
+    if options.task == "reranking" and "Identity" in _score_function(model.config):
+        found.append(
+            "sentence-transformers gives this model's scores as they are (function_to_apply=none), transformers by a sigmoid"
+        )
     if (window := max(plan.windows)) > LONGEST_WINDOW and plan.longest > window:
         found.append(f"the proof does not reach beyond the sliding window of {window:,} tokens")
     return found
+
+
+def _score_function(config: Any) -> str:
+    """The class by which a CrossEncoder of sentence-transformers makes its scores; empty where config.json names none."""
+    newer = getattr(config, "sentence_transformers", None)
+    named = newer.get("activation_fn") if isinstance(newer, dict) else None
+    return str(named or getattr(config, "sbert_ce_default_activation_function", None) or "")

@@ -181,6 +181,26 @@ def test_a_tokenizer_that_gives_the_model_more_than_the_graph_takes_is_refused_b
     refuse(tmp_path / "source", "text-classification", UnsupportedModel, r"roc_bert: its tokenizer also gives input_shape_ids:")
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncates texts at their beginning"),
+        (
+            "config.json",
+            {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
+            "function_to_apply=none",
+        ),
+        ("config.json", {"sbert_ce_default_activation_function": "torch.nn.Identity"}, "function_to_apply=none"),
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, ""),
+    ],
+)
+def test_what_other_libraries_would_do_otherwise_is_told(tmp_path: Path, file: str, change: dict[str, Any], words: str) -> None:
+    source = save_encoder("reranking", "distilbert", tmp_path / "source")
+    (source / file).write_text(json.dumps(json.loads((source / file).read_text()) | change))
+    notes = export(source, "reranking").notes
+    assert [words in note for note in notes] == ([True] if words else [])
+
+
 # --- files beside the weights -----------------------------------------------------------------------------------------
 
 
