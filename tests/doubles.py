@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.encoder_scheduler import EncoderScheduler
 from fastserve.core.encoding import EncodingRequest, TokenSequence
-from fastserve.core.events import Aborted, Encoded, Event, Failed, TokenEvent
+from fastserve.core.events import Aborted, Encoded, Event, Failed, TokenEvent, is_ending
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import POLICIES
 from fastserve.core.request import Request, SamplingParams
@@ -120,6 +120,13 @@ class Outcome:
     """What each event says of probabilities."""
     endings: list[Any] = dataclasses.field(default_factory=list)
     """A FinishReason, Encoded, an error or "aborted"; exactly one when all is well."""
+    others: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+    """The request's other answers, by index; an ending that is not theirs alone is in ``endings`` of the first."""
+    num_endings: int = 0
+    """How often the request ended."""
+
+    def answer(self, index: int) -> Outcome:
+        return self if index == 0 else self.others.setdefault(index, Outcome())
 
 
 def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None) -> dict[int, Outcome]:
@@ -127,7 +134,10 @@ def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None)
     outcomes = {} if outcomes is None else outcomes
     for event in events:
         outcome = outcomes.setdefault(event.request_id, Outcome())
+        assert outcome.num_endings == 0, f"{event} after the end of its request"
+        outcome.num_endings += is_ending(event)
         if isinstance(event, TokenEvent):
+            outcome = outcome.answer(event.index)
             outcome.token_ids.append(event.token_id)
             outcome.logprobs.append((event.logprob, event.logprobs, event.prompt_logprobs))
             if event.finish_reason is not None:

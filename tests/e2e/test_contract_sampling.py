@@ -9,6 +9,8 @@ from tests.e2e.test_contract_wire import Refused, ask_grpc, ask_http, grpc_messa
 
 TURN = {"role": "user", "content": "hello"}
 GOOD = {
+    "n": [1, "1", 3],
+    "best_of": [1, "2", 5],
     "max_tokens": [1, "3", 4.0, 10_000],
     "min_tokens": [0, "2", 16],
     "temperature": [0, 1e-9, 0.7, "1.5", 100],
@@ -33,6 +35,8 @@ GOOD = {
     "messages": [[TURN], [{"role": "system", "content": ""}, TURN]],
 }
 BAD = {
+    "n": [0, -1, 129, "many", 1.5, True],
+    "best_of": [0, -1, 129, "many", True],
     "max_tokens": [0, -1, "many", 1.5, True, [4], float("inf")],
     "min_tokens": [-1, "few", 0.5, False],
     "temperature": [-0.1, 101, "hot", True, float("nan"), [1]],
@@ -57,8 +61,6 @@ BAD = {
     "messages": ["hi", [], [{}], [{"role": "user"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": ["x"]}], TURN],
 }
 ASKS_FOR_MORE = {
-    "n": [2, "3"],
-    "best_of": [2],
     "num_beams": [4],
     "length_penalty": [0.5, 2],
     "json": [{"type": "object"}, "{}"],

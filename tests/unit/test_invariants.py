@@ -31,6 +31,13 @@ def share_without_counting(scheduler):
     second.block_table[0] = first.block_table[0]
 
 
+def share_with_a_stranger(scheduler):
+    first, second = scheduler.sequences
+    scheduler.pool.share(first.block_table[:1])
+    scheduler.pool.release(second.block_table[:1])
+    second.block_table[0] = first.block_table[0]
+
+
 def claim_too_many_computed(scheduler):
     scheduler.sequences[0].num_computed = 1000
 
@@ -57,6 +64,7 @@ def overrun(scheduler):
         (lose_a_block, "references but stands in 0 block tables"),
         (hold_a_free_block, "are free and held at once"),
         (share_without_counting, "references but stands in 2 block tables"),
+        (share_with_a_stranger, "is shared by requests {1, 2}"),
         (claim_too_many_computed, "has 1000 computed tokens in"),
         (wait_with_blocks, "is waiting with"),
         (finish_without_leaving, "is finished but still scheduled"),

@@ -25,6 +25,18 @@ def test_keys_and_values_have_the_kernels_layouts(dtype, element):
     assert cache.block_size == 16
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_copied_blocks_have_the_same_bytes_in_every_layer_and_others_keep_theirs(dtype):
+    cache = KVCache(SPEC, 5, 16, dtype)
+    for number, array in enumerate(cache.arrays().values()):
+        array[:] = (np.arange(array.size) + number).reshape(array.shape)
+    before = {name: array.copy() for name, array in cache.arrays().items()}
+    cache.copy_blocks([(1, 3), (1, 0)])
+    for name, array in cache.arrays().items():
+        assert all(np.array_equal(array[block], before[name][source]) for block, source in enumerate((1, 1, 2, 1, 4)))
+    cache.copy_blocks([])
+
+
 def test_the_arrays_are_named_as_the_graphs_inputs_and_are_the_pool_itself():
     cache = KVCache(SPEC, 2, 16, "fp32")
     arrays = cache.arrays()

@@ -3,6 +3,7 @@ whatever its neighbours do, and every request ends exactly once."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections import Counter
@@ -10,9 +11,10 @@ from collections import Counter
 import pytest
 
 from fastserve.core.invariants import violations
-from fastserve.core.request import FinishReason
-from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
-from tests.doubles import VOCAB_SIZE, FakeClock, HashingRunner, collect, make_engine, make_request, run_to_end
+from fastserve.core.request import FinishReason, Request
+from fastserve.core.sequence import SequenceStatus
+from fastserve.errors import DeadlineExceeded, QueueFull, RequestTooLong, StepFailed
+from tests.doubles import VOCAB_SIZE, FakeClock, HashingRunner, Outcome, collect, make_engine, make_request, run_to_end
 
 NUM_REQUESTS = 60
 SEEDS = range(25)
@@ -28,6 +30,7 @@ def random_request(rng, request_id, now):
         params["min_tokens"] = rng.randint(0, params["max_tokens"])
     if rng.random() < 0.3:
         params["bad_words"] = ((rng.randrange(VOCAB_SIZE),), (rng.randrange(VOCAB_SIZE), rng.randrange(VOCAB_SIZE)))
+    params["n"] = rng.choice((1, 1, 1, 2, 5))
     params["return_logprobs"] = rng.random() < 0.2
     params["logprobs"] = rng.choice((None, None, 0, 3))
     params["prompt_logprobs"] = rng.choice((None, None, 0, 2))
@@ -36,12 +39,11 @@ def random_request(rng, request_id, now):
     return make_request(request_id, prompt, deadline=deadline, **params)
 
 
-def run_alone(request):
+@functools.cache
+def run_alone(prompt_token_ids, params):
     """One request, a roomy pool, the whole prompt at once."""
-    engine = make_engine(num_blocks=200, max_batched_tokens=200)
-    lonely = make_request(0, request.prompt_token_ids)
-    lonely = type(lonely)(0, request.prompt_token_ids, request.params)
-    return run_to_end(engine, [lonely])[0]
+    engine = make_engine(num_blocks=400, max_batched_tokens=200)
+    return run_to_end(engine, [Request(0, prompt_token_ids, params)])[0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -53,6 +55,8 @@ def test_the_random_schedules_see_every_kind_of_event():
     seen = sum((run_schedule(seed) for seed in SEEDS), Counter())
     for kind in (
         "preemptions",
+        "preempted siblings",
+        "copied blocks",
         "FinishReason.STOP",
         "FinishReason.LENGTH",
         "aborted",
@@ -67,7 +71,7 @@ def test_the_random_schedules_see_every_kind_of_event():
 def run_schedule(seed):
     """Runs a schedule, checking after every step; returns how often each kind of event was seen."""
     rng = random.Random(seed)
-    clock, runner = FakeClock(), HashingRunner()
+    clock, runner, seen = FakeClock(), HashingRunner(), Counter()
     engine = make_engine(
         runner,
         num_blocks=rng.choice((36, 44, 80)),
@@ -76,8 +80,10 @@ def run_schedule(seed):
         max_queue_size=rng.choice((10, 100)),
         clock=clock,
     )
+    copy_blocks = engine._kv_cache.copy_blocks
+    engine._kv_cache.copy_blocks = lambda copies: (seen.update({"copied blocks": len(copies)}), copy_blocks(copies))
     arrivals = [random_request(rng, request_id, 0.0) for request_id in range(NUM_REQUESTS)]
-    requests, outcomes, events = {}, {}, []
+    requests, outcomes, events, cut = {}, {}, [], set()
     while arrivals or engine.has_work:
         clock.advance(rng.choice((0.0, 0.1, 1.0)))
         for _ in range(rng.choice((0, 0, 1, 3, 10)) if arrivals else 0):
@@ -87,33 +93,46 @@ def run_schedule(seed):
                 events += engine.submit(request)
         if requests and rng.random() < 0.05:
             events += engine.abort(rng.choice(list(requests)))
+        if requests and rng.random() < 0.05:
+            chosen = rng.choice(list(requests.values()))
+            index = rng.randrange(chosen.params.n)
+            if len(collect(events).get(chosen.request_id, Outcome()).answer(index).token_ids):  # it has begun
+                events += engine.abort(chosen.request_id, index)
+                cut.add((chosen.request_id, index))
         if rng.random() < 0.05:
             runner.failures.append(StepFailed("injected", retryable=rng.random() < 0.7))
         if engine.has_work:
+            siblings = [sequence for sequence in engine.scheduler.sequences if sequence.index and sequence.block_table]
             events += engine.step()
+            seen["preempted siblings"] += sum(sequence.status is SequenceStatus.WAITING for sequence in siblings)
         assert violations(engine.scheduler) == []
     collect(events, outcomes)
     assert engine.scheduler.pool.num_used == 0
-    seen = Counter({"preemptions": engine.stats().preemptions})
+    seen["preemptions"] = engine.stats().preemptions
     assert sorted(outcomes) == list(range(NUM_REQUESTS))
     for request_id, outcome in outcomes.items():
-        assert len(outcome.endings) == 1, f"request {request_id} ended {len(outcome.endings)} times"
-        seen[check_outcome(requests[request_id], outcome)] += 1
+        assert outcome.num_endings == 1, f"request {request_id} ended {outcome.num_endings} times"
+        seen[check_outcome(requests[request_id], outcome, cut)] += 1
     return seen
 
 
-def check_outcome(request, outcome):
-    """Holds an outcome against the same request alone; returns the name of its ending."""
-    ending = outcome.endings[0]
-    name = type(ending).__name__ if isinstance(ending, FastServeError) else str(ending)
-    if isinstance(ending, (QueueFull, RequestTooLong)):
+def check_outcome(request, outcome, cut):
+    """Holds an outcome against the same request alone; returns the name of its ending. ``cut``: the answers that were ended
+    early, by request and index."""
+    early = [ending for ending in outcome.endings if not isinstance(ending, FinishReason)]
+    name = str(outcome.endings[0]) if not early else type(early[0]).__name__ if early[0] != "aborted" else "aborted"
+    if early and isinstance(early[0], (QueueFull, RequestTooLong)):
         assert outcome.token_ids == []
         return name
-    alone = run_alone(request)
-    if isinstance(ending, FinishReason):
-        assert outcome == alone
-    else:
-        assert ending == "aborted" or isinstance(ending, (DeadlineExceeded, StepFailed))
-        assert outcome.token_ids == alone.token_ids[: len(outcome.token_ids)]
-        assert outcome.logprobs == alone.logprobs[: len(outcome.token_ids)]
+    assert not early or early[0] == "aborted" or isinstance(early[0], (DeadlineExceeded, StepFailed))
+    alone = run_alone(request.prompt_token_ids, request.params)
+    for index in range(request.params.n):
+        found, expected = outcome.answer(index), alone.answer(index)
+        if not early and (request.request_id, index) not in cut:
+            assert found.endings == expected.endings
+            assert len(found.token_ids) == len(expected.token_ids)
+        assert found.token_ids == expected.token_ids[: len(found.token_ids)]
+        assert found.logprobs == expected.logprobs[: len(found.token_ids)]
+    single = run_alone(request.prompt_token_ids, dataclasses.replace(request.params, n=1))
+    assert (single.token_ids, single.logprobs) == (alone.token_ids, alone.logprobs)
     return name

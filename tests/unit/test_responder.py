@@ -36,8 +36,11 @@ class Scene:
         channel = channel or RecordingChannel()
         item = GenerationInput("ask", None, stream, exclude, parameters)
         prepared = self.task.prepare(item, request_id, 0.0)
-        self.outbox.put(GenerationResponse(channel, prepared, flags, self.task.tokenizer))
+        self.outbox.put(GenerationResponse(channel, prepared, flags, self.task.tokenizer, withdraw=self.withdraw))
         return channel
+
+    def withdraw(self, request_id, index):
+        self.aborted.put((request_id, index))
 
     def tokens(self, request_id, text, reason=None):
         """One message for each byte; the last has ``reason``."""

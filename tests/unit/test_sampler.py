@@ -11,7 +11,7 @@ from fastserve.core.plan import SampledToken
 from fastserve.core.sequence import Sequence
 from fastserve.errors import InvalidRequest, StepFailed
 from fastserve.worker.logprobs import position_logprobs
-from fastserve.worker.sampler import Sampler, draw, process_logits, uniform
+from fastserve.worker.sampler import Sampler, answer_seed, draw, process_logits, uniform
 from tests.doubles import make_request
 
 VOCAB = 50
@@ -61,6 +61,21 @@ def test_bad_words_that_leave_nothing_to_choose_are_named():
 def test_the_uniform_number_is_a_pure_function_with_known_values():
     assert [uniform(7, 3) for _ in range(3)] == [uniform(7, 3)] * 3
     assert (uniform(0, 0), uniform(7, 3)) == (0.6524484863740322, 0.6042348053683145)  # a change breaks every client's seeds
+
+
+def test_each_answer_of_a_request_has_a_seed_of_its_own_and_the_first_has_the_requests():
+    assert answer_seed(7, 0) == 7
+    seeds = {answer_seed(seed, index) for seed in range(50) for index in range(50)}
+    assert len(seeds) == 2500 and answer_seed(7, 3) == answer_seed(7, 3) == 11119990994194613384  # also clients' seeds
+
+
+def test_the_answers_of_a_request_draw_differently_from_the_same_row():
+    logits, tokens = random_logits(1), set()
+    for index in range(20):
+        made = Sequence(make_request(0, [1, 2], temperature=1.0, seed=5, n=20), index)
+        (token,) = Sampler().sample(logits, [made])
+        tokens.add(token.token_id)
+    assert len(tokens) > 5
 
 
 def test_uniform_numbers_are_spread_evenly():

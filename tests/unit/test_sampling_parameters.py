@@ -13,6 +13,8 @@ CALL = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [{"type": "f
 HUGE = 10**400
 
 GOOD = {
+    "n": [(1, 1), ("3", 3), (128, 128)],
+    "best_of": [(1, 1), ("3", 3), (128, 128)],
     "max_tokens": [(1, 1), (100, 100), ("100", 100), (12.0, 12), ("12.0", 12), (" 7 ", 7)],
     "min_tokens": [(0, 0), (3, 3), ("3", 3)],
     "temperature": [(0, 0.0), (0.7, 0.7), ("0.7", 0.7), (100, 100.0), ("1e-1", 0.1), (1e-6, 0.0), ("0", 0.0)],
@@ -39,6 +41,8 @@ GOOD = {
 
 WRONG_NUMBERS = ["", "many", "0x10", [], [1], {}, {"a": 1}, True, False, INF, -INF, NAN, "nan", "inf"]
 BAD = {
+    "n": [*WRONG_NUMBERS, 0, -1, 129, 1.5],
+    "best_of": [*WRONG_NUMBERS, 0, -1, 129, 1.5],
     "max_tokens": [*WRONG_NUMBERS, 0, -1, 1.5, "1.5", "1e3", "9" * 5000],
     "min_tokens": [*WRONG_NUMBERS, -1, 0.5],
     "temperature": [*WRONG_NUMBERS, -0.1, 100.5, HUGE, "1e999"],
@@ -65,6 +69,8 @@ BAD = {
 BAD["messages"] += [[{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "text"}]}], [*CHAT, 3], 7]
 BAD["messages"] += [[{"role": "assistant", "tool_calls": []}], [{"role": "assistant", "tool_calls": "f"}]]
 RANGES = {
+    "n": "from 1 to 128",
+    "best_of": "from 1 to 128, at least n",
     "max_tokens": "at least 1",
     "min_tokens": "at least 0",
     "temperature": "from 0 (greedy) to 100",
@@ -165,9 +171,6 @@ def test_keys_that_are_tritons_own_business_are_passed_over(key):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("n", 2),
-        ("n", "2"),
-        ("best_of", 4),
         ("num_beams", 5),
         ("length_penalty", 0.5),
         ("json", {"type": "object"}),
@@ -185,7 +188,7 @@ def test_a_key_of_the_contract_that_is_not_implemented_says_so(key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("n", 1), ("n", "1"), ("best_of", 1), ("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1")]
+    [("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1")]
     + [("priority", "0")]
     + [(key, None) for key in UNSUPPORTED],
 )
@@ -197,6 +200,19 @@ def test_keys_are_implemented_or_not_but_never_both():
     assert not set(UNSUPPORTED) & set(PARAMETERS)
     assert not IGNORED & (set(PARAMETERS) | set(UNSUPPORTED))
     assert set(ALIASES.values()) <= set(PARAMETERS)
+
+
+def test_best_of_is_nothing_or_at_least_the_number_of_answers():
+    assert parse({"n": 3})["best_of"] is None
+    assert parse({"n": 2, "best_of": 5})["best_of"] == 5
+    with pytest.raises(InvalidRequest, match=r"^best_of: got 2, allowed: at least n \(3\)"):
+        parse({"n": 3, "best_of": 2})
+
+
+@pytest.mark.parametrize(("values", "key"), [({"n": 2}, "n"), ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 3}, "n")])
+def test_several_greedy_answers_are_refused_because_they_are_the_same(values, key):
+    with pytest.raises(InvalidRequest, match=rf"^{key}: got 2, allowed: 1 when temperature is 0"):
+        parse(values | {"temperature": 0})
 
 
 def test_min_tokens_above_max_tokens_is_refused_whoever_set_it():

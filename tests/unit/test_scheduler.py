@@ -210,8 +210,8 @@ def test_aborting_frees_the_blocks_at_once_and_twice_is_harmless():
     scheduler.add(make_request(1, range(20)), 0.0)
     step(scheduler)
     assert scheduler.pool.num_used == 4
-    assert scheduler.abort(1) is not None
-    assert scheduler.abort(1) is None
+    assert scheduler.abort(1)
+    assert not scheduler.abort(1)
     assert (scheduler.pool.num_used, len(scheduler)) == (0, 0)
 
 
@@ -221,7 +221,7 @@ def test_deadlines_end_requests_in_time_and_ended_requests_do_not_expire():
         scheduler.add(make_request(request_id, [1], deadline=deadline), 0.0)
     scheduler.abort(4)
     assert scheduler.expired(2.9) == []
-    assert [s.request.request_id for s in scheduler.expired(5.0)] == [2, 1]
+    assert scheduler.expired(5.0) == [2, 1]
     assert [s.request.request_id for s in scheduler.sequences] == [3]
 
 
@@ -237,7 +237,7 @@ def test_deadlines_of_ended_requests_do_not_pile_up():
         if request_id != 500:
             scheduler.abort(request_id)
     assert len(scheduler._deadlines) < 100
-    assert [s.request.request_id for s in scheduler.expired(2e9)] == [500]
+    assert scheduler.expired(2e9) == [500]
 
 
 def test_a_chunk_takes_what_room_there_is_when_only_more_urgent_sequences_hold_blocks():

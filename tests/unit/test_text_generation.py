@@ -239,6 +239,20 @@ def test_only_a_request_that_asks_for_its_timing_gets_it():
     assert not prepare(text="a").request.return_timing
 
 
+def test_the_best_of_several_answers_are_found_by_their_log_probabilities():
+    prepared = prepare(text="a", n=2, best_of=5)
+    assert (prepared.request.params.n, prepared.num_answers) == (5, 2)
+    assert prepared.request.params.return_logprobs
+    prepared = prepare(text="a", n=2, stream=True)
+    assert (prepared.request.params.n, prepared.num_answers) == (2, 2)
+    assert not prepared.request.params.return_logprobs
+
+
+def test_the_best_of_several_answers_cannot_be_streamed():
+    with pytest.raises(InvalidRequest, match=r"^best_of: got 5, allowed: n \(2\) when stream is true"):
+        prepare(text="a", n=2, best_of=5, stream=True)
+
+
 def test_what_shapes_the_text_stays_with_the_answer():
     prepared = prepare(text="a", stop=["x", "y"], include_stop_str_in_output=True, skip_special_tokens=False)
     assert (prepared.stop, prepared.include_stop, prepared.skip_special_tokens) == (("x", "y"), True, False)
@@ -265,5 +279,5 @@ def test_a_manifest_without_tokenizer_cannot_generate_text():
 
 
 def test_what_is_not_implemented_is_refused_as_such():
-    with pytest.raises(UnsupportedFeature, match=r"^n: "):
-        prepare(text="a", n=2)
+    with pytest.raises(UnsupportedFeature, match=r"^num_beams: "):
+        prepare(text="a", num_beams=2)

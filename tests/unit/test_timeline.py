@@ -56,7 +56,9 @@ def test_the_last_response_tells_the_timeline(stream):
     task = TextGeneration(make_manifest(), ByteTokenizer(), None, max_model_len=128, random_seed=lambda: 0)
     prepared = task.prepare(GenerationInput("ask", None, stream, return_timing=True), 1, 9.0)
     channel = RecordingChannel()
-    response = GenerationResponse(channel, prepared, ReturnFlags(timing=True), task.tokenizer, clock=clock)
+    response = GenerationResponse(
+        channel, prepared, ReturnFlags(timing=True), task.tokenizer, withdraw=lambda *_: None, clock=clock
+    )
     response.push([TokenEvent(1, 97, None, None, timeline=Timeline(9.5, 0))])
     clock.advance(2.0)
     response.push([TokenEvent(1, 98, None, FinishReason.LENGTH, timeline=Timeline(9.5, 3))])

@@ -58,6 +58,10 @@ class BlockPool:
             if self._ref_counts[block] == 0:
                 self._free.append(block)
 
+    def ref_count(self, block: int) -> int:
+        """How many block tables it stands in."""
+        return self._ref_counts[block]
+
     def ref_counts(self) -> tuple[int, ...]:
         """A snapshot, by block id."""
         return tuple(self._ref_counts)

@@ -1,5 +1,5 @@
-"""What an iteration says about requests. Each request gets exactly one ending: a TokenEvent with a finish_reason, an Encoded,
-a Failed, or an Aborted."""
+"""What an iteration says about requests. Each request gets exactly one ending: the TokenEvent that ends the last of its answers,
+an Encoded, a Failed, or an Aborted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Timeline:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token. With a ``finish_reason`` it is the last."""
+    """One generated token. With a ``finish_reason`` it is the last of its answer."""
 
     request_id: int
     token_id: int
@@ -35,6 +35,10 @@ class TokenEvent:
     """With the first token: the same for each token of the prompt but its first; None unless asked for."""
     timeline: Timeline | None = None
     """None unless asked for."""
+    index: int = 0
+    """Which of the request's answers."""
+    num_open: int = 0
+    """Other answers of the request that have not ended. With a ``finish_reason`` and none of these it is the request's last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,4 +71,4 @@ Event = TokenEvent | Encoded | Failed | Aborted
 
 def is_ending(event: Event) -> bool:
     """Whether nothing more comes of the request."""
-    return not isinstance(event, TokenEvent) or event.finish_reason is not None
+    return not isinstance(event, TokenEvent) or (event.finish_reason is not None and event.num_open == 0)

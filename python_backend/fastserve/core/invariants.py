@@ -20,6 +20,11 @@ def _pool_violations(scheduler: Scheduler) -> list[str]:
     for block, count in enumerate(pool.ref_counts()):
         if count != held[block]:
             found.append(f"block {block} has {count} references but stands in {held[block]} block tables")
+    owners: dict[int, set[int]] = {}
+    for sequence in scheduler.sequences:
+        for block in sequence.block_table:
+            owners.setdefault(block, set()).add(sequence.request.request_id)
+    found += [f"block {block} is shared by requests {ids}" for block, ids in owners.items() if len(ids) > 1]
     free = pool.free_blocks()
     if len(set(free)) != len(free):
         found.append("a block is in the free list twice")

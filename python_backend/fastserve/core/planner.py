@@ -14,6 +14,8 @@ The rules, in the order of the policy:
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import Chunk, StepPlan
@@ -42,8 +44,9 @@ class Planner:
         self._now = now
         self._free = pool.num_free
         self._prompt_rows = PROMPT_ROWS
-        self._preempted: dict[int, Sequence] = {}
-        self._passed: set[int] = set()  # the sequences planned so far: more urgent than those to come
+        self._given_up: Counter[int] = Counter()  # references to blocks that the plan drops
+        self._preempted: dict[Sequence, None] = {}
+        self._passed: set[Sequence] = set()  # the sequences planned so far: more urgent than those to come
         # Rule 3: who holds blocks, the least urgent first.
         self._victims = (sequence for sequence in policy.least_urgent(now) if sequence.block_table)
 
@@ -53,9 +56,9 @@ class Planner:
         prefill_budget = self._limits.max_batched_tokens - decodes
         chunks: list[Chunk] = []
         for sequence in selected:
-            if sequence.request.request_id in self._preempted:
+            if sequence in self._preempted:
                 break  # everything less urgent has given way too
-            self._passed.add(sequence.request.request_id)
+            self._passed.add(sequence)
             uncomputed = sequence.num_uncomputed
             wanted = 1 if uncomputed == 1 else min(uncomputed, prefill_budget, self._row_limit(sequence))
             num_tokens = self._take_blocks(sequence, wanted)
@@ -66,7 +69,7 @@ class Planner:
                 break  # only more urgent sequences hold blocks now
             if uncomputed > 1:
                 prefill_budget -= num_tokens
-        return StepPlan(tuple(chunks), tuple(self._preempted.values()), self._now)
+        return StepPlan(tuple(chunks), tuple(self._preempted), self._now)
 
     def _select(self) -> list[Sequence]:
         """Rule 1: the sequences that take part. A waiting one is admitted while the pool has room for all of its tokens,
@@ -91,14 +94,27 @@ class Planner:
         """Room for the chunk, by preempting less urgent sequences if need be; how many of its tokens get room."""
         while self._blocks_missing(sequence, num_tokens) > self._free:
             victim = next(self._victims, sequence)
-            if victim.request.request_id in self._passed:
-                room = (len(sequence.block_table) + self._free) * self._pool.block_size - sequence.num_computed
-                num_tokens = min(num_tokens, room)
+            if victim in self._passed:
+                num_blocks = len(sequence.block_table) + self._free - (self._shared_write(sequence) is not None)
+                num_tokens = max(0, min(num_tokens, num_blocks * self._pool.block_size - sequence.num_computed))
                 break
-            self._preempted[victim.request.request_id] = victim
-            self._free += len(victim.block_table)
+            self._preempted[victim] = None
+            self._give_up(victim.block_table)
         self._free -= self._blocks_missing(sequence, num_tokens)
+        if num_tokens and (shared := self._shared_write(sequence)) is not None:
+            self._give_up([shared])
         return num_tokens
+
+    def _give_up(self, blocks: Iterable[int]) -> None:
+        """Drop a reference to each block; one without references is free."""
+        for block in blocks:
+            self._given_up[block] += 1
+            self._free += self._given_up[block] == self._pool.ref_count(block)
+
+    def _shared_write(self, sequence: Sequence) -> int | None:
+        """The block that the sequence writes next, if others hold it too: it needs a copy of its own."""
+        block = sequence.next_write(self._pool.block_size)
+        return block if block is not None and self._pool.ref_count(block) - self._given_up[block] > 1 else None
 
     def _row_limit(self, sequence: Sequence) -> int:
         """Tokens the sequence may compute before its prompt takes more rows of logits than are left."""
@@ -108,4 +124,5 @@ class Planner:
 
     def _blocks_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks the sequence lacks to hold ``num_tokens`` more tokens than are computed."""
-        return self._pool.blocks_missing(len(sequence.block_table), sequence.num_computed + num_tokens)
+        missing = self._pool.blocks_missing(len(sequence.block_table), sequence.num_computed + num_tokens)
+        return missing + (num_tokens > 0 and self._shared_write(sequence) is not None)

@@ -17,6 +17,8 @@ class FinishReason(enum.Enum):
 class SamplingParams:
     """How the next token is chosen and when to end. Ranges are checked where requests are parsed (``tasks/``)."""
 
+    n: int = 1
+    """Answers to one prompt, each a sequence of its own."""
     max_tokens: int = 16
     min_tokens: int = 0
     """Tokens before the first that may end the generation."""

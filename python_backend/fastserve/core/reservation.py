@@ -10,6 +10,7 @@ Preemptions are not undone by a failure: a preempted sequence is whole (its toke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from types import MappingProxyType, TracebackType
@@ -32,8 +33,13 @@ class Reservation:
     def __init__(self, scheduler: Scheduler, plan: StepPlan) -> None:
         self.plan = plan
         self._scheduler = scheduler
-        self._taken: list[tuple[Sequence, int, SequenceStatus]] = []  # sequence, blocks before, status before
+        self._taken: list[_Before] = []
         self._committed = False
+        self.copies: list[tuple[int, int]] = []
+        """Blocks whose bytes have to be copied before the run, from and to: a shared block is never written (copy-on-write)."""
+        self.drawing: list[tuple[Sequence, ...]] = []
+        """For each sampling chunk, in plan order, the sequences that draw a token from its logits: its own, and the answers that
+        begin with it."""
 
     def __enter__(self) -> Reservation:
         for sequence in self.plan.preempted:
@@ -48,22 +54,31 @@ class Reservation:
     def _allocate(self) -> None:
         pool = self._scheduler.pool
         for chunk in self.plan.chunks:
-            sequence = chunk.sequence
-            held = len(sequence.block_table)
-            missing = pool.blocks_missing(held, sequence.num_computed + chunk.num_tokens)
-            self._taken.append((sequence, held, sequence.status))
-            sequence.block_table.extend(pool.allocate(missing))
+            sequence, table = chunk.sequence, chunk.sequence.block_table
+            written = sequence.next_write(pool.block_size)
+            shared = written if written is not None and pool.ref_count(written) > 1 else None
+            missing = pool.blocks_missing(len(table), sequence.num_computed + chunk.num_tokens)
+            fresh = pool.allocate(missing + (shared is not None))
+            self._taken.append(_Before(sequence, len(table), sequence.status, shared))
+            if shared is not None:
+                table[table.index(shared)] = own = fresh.pop()
+                pool.release([shared])
+                self.copies.append((shared, own))
+            table.extend(fresh)
             sequence.status = SequenceStatus.RUNNING
             if sequence.started is None:
                 sequence.started = self.plan.now
+            if chunk.samples:
+                self.drawing.append((sequence, *sequence.others_to_begin()))
 
     def commit(
         self,
         tokens: Items[SampledToken | FastServeError],
         prompt_logprobs: Mapping[Sequence, Items[PositionLogprobs]] = MappingProxyType({}),
     ) -> list[Event]:
-        """Make the run's result part of the sequences. ``tokens``: one for each sampling chunk, in plan order; an error
-        in a token's place ends that request alone. ``prompt_logprobs``: of the chunks' ``prompt_rows``, where there are any.
+        """Make the run's result part of the sequences. ``tokens``: one for each sequence of ``drawing``, in order; an
+        error in a token's place ends that request alone. ``prompt_logprobs``: of the chunks' ``prompt_rows``, where there are
+        any.
 
         Finished sequences leave the scheduler and free their blocks.
         """
@@ -72,36 +87,71 @@ class Reservation:
             chunk.sequence.num_computed += chunk.num_tokens
         for sequence, positions in prompt_logprobs.items():
             sequence.prompt_logprobs.extend(positions)
-        events: list[Event] = []
-        for sequence, token in zip(self.plan.sampling, tokens, strict=True):
-            request_id = sequence.request.request_id
-            if isinstance(token, FastServeError):
-                self._scheduler.finish(sequence)
-                events.append(Failed(request_id, token))
-                continue
-            reason = sequence.append(token.token_id, self._scheduler.max_model_len)
-            events.append(_token_event(sequence, token, reason))
-            if reason is not None:
-                self._scheduler.finish(sequence)
-        return events
+        for first, *others in self.drawing:
+            for sequence in others:
+                self._scheduler.begin_answer(sequence, first, self.plan.now)
+        drawing = [sequence for sequences in self.drawing for sequence in sequences]
+        pairs = zip(drawing, tokens, strict=True)
+        return [event for sequence, token in pairs for event in self._commit_token(sequence, token)]
+
+    def _commit_token(self, sequence: Sequence, token: SampledToken | FastServeError) -> list[Event]:
+        request_id = sequence.request.request_id
+        if sequence.status is SequenceStatus.FINISHED:  # with another answer of its request, which failed
+            return []
+        if isinstance(token, FastServeError):
+            self._scheduler.abort(request_id)
+            return [Failed(request_id, token)]
+        reason = sequence.append(token.token_id, self._scheduler.max_model_len)
+        if reason is not None:
+            self._scheduler.finish(sequence)
+        num_open = self._scheduler.num_open(request_id) - (reason is None)
+        return [_token_event(sequence, token, reason, num_open)]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._committed:
             self._roll_back()
 
     def _roll_back(self) -> None:
-        for sequence, held, status in reversed(self._taken):
-            self._scheduler.pool.release(reversed(sequence.block_table[held:]))
-            del sequence.block_table[held:]
-            sequence.status = status
+        pool = self._scheduler.pool
+        for before in reversed(self._taken):
+            table = before.sequence.block_table
+            pool.release(reversed(table[before.num_blocks :]))
+            del table[before.num_blocks :]
+            before.sequence.status = before.status
+            if before.copied is not None:
+                _, own = self.copies.pop()
+                pool.share([before.copied])
+                table[table.index(own)] = before.copied
+                pool.release([own])
 
 
-def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason | None) -> TokenEvent:
-    """``sequence``: which the token is the newest of."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Before:
+    """A sequence as it was. ``copied``: the block it shared with others and has a copy of now."""
+
+    sequence: Sequence
+    num_blocks: int
+    status: SequenceStatus
+    copied: int | None
+
+
+def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason | None, num_open: int) -> TokenEvent:
+    """``sequence``: which the token is the newest of. ``num_open``: other answers that go on."""
     request = sequence.request
-    wanted = request.params.prompt_logprobs is not None and len(sequence.output_token_ids) == 1
+    params = request.params
+    wanted = params.prompt_logprobs is not None and sequence.index == 0 and len(sequence.output_token_ids) == 1
     prompt = tuple(sequence.prompt_logprobs) if wanted else None
     timeline = None
     if request.return_timing and sequence.started is not None:
         timeline = Timeline(sequence.started, sequence.num_preemptions)
-    return TokenEvent(request.request_id, token.token_id, token.logprob, reason, token.logprobs, prompt, timeline)
+    return TokenEvent(
+        request.request_id,
+        token.token_id,
+        token.logprob,
+        reason,
+        logprobs=token.logprobs,
+        prompt_logprobs=prompt,
+        timeline=timeline,
+        index=sequence.index,
+        num_open=num_open,
+    )

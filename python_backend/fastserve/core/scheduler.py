@@ -25,23 +25,28 @@ class Scheduler:
         self._limits = limits
         self._policy = policy
         self._max_queue_size = max_queue_size
-        self._sequences: dict[int, Sequence] = {}
+        self._sequences: dict[int, list[Sequence]] = {}  # by request: its answers that have not ended
         self._deadlines = Deadlines(self._sequences)
         self.num_preemptions = 0
 
     def __len__(self) -> int:
-        """Unfinished sequences."""
+        """Unfinished requests."""
         return len(self._sequences)
 
     @property
     def sequences(self) -> Items[Sequence]:
-        """Every unfinished sequence, in order of arrival."""
-        return list(self._sequences.values())
+        """Every unfinished sequence, in order of their requests' arrival."""
+        return [sequence for siblings in self._sequences.values() for sequence in siblings]
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold blocks."""
-        return sum(1 for sequence in self._sequences.values() if sequence.status is SequenceStatus.RUNNING)
+        """Requests of which a sequence holds blocks."""
+        running = SequenceStatus.RUNNING
+        return sum(any(sequence.status is running for sequence in siblings) for siblings in self._sequences.values())
+
+    def num_open(self, request_id: int) -> int:
+        """Sequences of a request that have not ended."""
+        return len(self._sequences.get(request_id, ()))
 
     def add(self, request: Request, now: float) -> Sequence:
         """Accept a request. Raises QueueFull, or RequestTooLong when it could not finish even with the pool to itself."""
@@ -50,7 +55,7 @@ class Scheduler:
             raise InvalidRequest("prompt", [], "at least one token")
         self._check_fits(request)
         sequence = Sequence(request)
-        self._sequences[request.request_id] = sequence
+        self._sequences[request.request_id] = [sequence]
         self._policy.add(sequence, now)
         self._deadlines.add(request.deadline, request.request_id)
         return sequence
@@ -74,18 +79,27 @@ class Scheduler:
                 "lower max_tokens or raise kv_cache_bytes",
             )
 
-    def abort(self, request_id: int) -> Sequence | None:
-        """End a sequence early and free its blocks. None when it has ended already."""
-        sequence = self._sequences.get(request_id)
-        if sequence is not None:
-            self.finish(sequence)
-        return sequence
+    def begin_answer(self, sequence: Sequence, first: Sequence, now: float) -> None:
+        """Let an answer begin where the first one of its request is, which has just computed the prompt: with its blocks."""
+        self.pool.share(first.block_table)
+        sequence.block_table.extend(first.block_table)
+        sequence.num_computed, sequence.started, sequence.status = first.num_computed, first.started, first.status
+        self._sequences[first.request.request_id].append(sequence)
+        self._policy.add(sequence, now)
 
-    def expired(self, now: float) -> list[Sequence]:
-        """Ends every sequence whose deadline has passed and returns them."""
-        ended = [self._sequences[request_id] for request_id in self._deadlines.pop_due(now)]
-        for sequence in ended:
-            self.finish(sequence)
+    def abort(self, request_id: int, index: int | None = None) -> bool:
+        """End a request early, or only the answer ``index`` of it, and free the blocks. Whether the request ended by that."""
+        known = request_id in self._sequences
+        for sequence in list(self._sequences.get(request_id, ())):
+            if index is None or sequence.index == index:
+                self.finish(sequence)
+        return known and request_id not in self._sequences
+
+    def expired(self, now: float) -> list[int]:
+        """Ends every request whose deadline has passed and returns their ids."""
+        ended = list(self._deadlines.pop_due(now))
+        for request_id in ended:
+            self.abort(request_id)
         return ended
 
     def plan(self, now: float) -> StepPlan:
@@ -106,7 +120,10 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Forget an ended sequence and free its blocks."""
-        del self._sequences[sequence.request.request_id]
+        siblings = self._sequences[sequence.request.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._sequences[sequence.request.request_id]
         self._policy.discard(sequence)
         self._release_blocks(sequence)
         sequence.status = SequenceStatus.FINISHED

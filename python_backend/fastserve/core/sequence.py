@@ -18,7 +18,7 @@ class SequenceStatus(enum.Enum):
 
 
 class Sequence:
-    """A request's tokens so far and the blocks that hold their keys and values.
+    """An answer's tokens so far, its prompt before them, and the blocks that hold their keys and values.
 
     ::
 
@@ -26,11 +26,13 @@ class Sequence:
         |---------------------------|---------------|
         |<-- num_computed: keys and values in blocks -->|<- to compute ->|
 
-    The newest output token is never computed yet: it is the input of the next step.
+    The newest output token is never computed yet: it is the input of the next step. The first answer computes the prompt;
+    the others begin with its blocks, and no sequence writes to a block that stands in another's table.
     """
 
     __slots__ = (
         "block_table",
+        "index",
         "num_computed",
         "num_preemptions",
         "output_token_ids",
@@ -40,8 +42,10 @@ class Sequence:
         "status",
     )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, index: int = 0) -> None:
+        """``index``: which of the request's answers."""
         self.request = request
+        self.index = index
         self.output_token_ids: list[int] = []
         self.prompt_logprobs: list[PositionLogprobs] = []  # of the prompt's second token and those after it, as far as known
         self.num_computed = 0
@@ -60,13 +64,25 @@ class Sequence:
 
     @property
     def num_prompt_logprobs(self) -> int:
-        """Tokens of the prompt whose log-probabilities are wanted: none, or all but the first."""
-        return 0 if self.request.params.prompt_logprobs is None else len(self.request.prompt_token_ids) - 1
+        """Tokens of the prompt whose log-probabilities are wanted of this answer: none, or all but the first."""
+        wanted = self.index == 0 and self.request.params.prompt_logprobs is not None
+        return len(self.request.prompt_token_ids) - 1 if wanted else 0
 
     @property
     def num_prompt_logprobs_known(self) -> int:
         """How many of them are known already; a preempted sequence keeps them."""
         return len(self.prompt_logprobs)
+
+    def others_to_begin(self) -> list[Sequence]:
+        """The request's other answers, when they begin with the next token of this one; else none."""
+        if self.index != 0 or self.output_token_ids:
+            return []
+        return [Sequence(self.request, index) for index in range(1, self.request.params.n)]
+
+    def next_write(self, block_size: int) -> int | None:
+        """The block it has already that the next computed token is written to; None when that token needs a new one."""
+        place = self.num_computed // block_size
+        return self.block_table[place] if place < len(self.block_table) else None
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids start..end of prompt followed by output."""

@@ -57,8 +57,8 @@ class EncoderEngine:
             return [Failed(request.request_id, error)]
         return []
 
-    def abort(self, request_id: int) -> list[Event]:
-        """Withdraw a request; nothing happens when it has ended already."""
+    def abort(self, request_id: int, index: int | None = None) -> list[Event]:
+        """Withdraw a request; nothing happens when it has ended already. ``index``: an encoding has but one answer."""
         return [Aborted(request_id)] if self.scheduler.abort(request_id) else []
 
     def fail_all(self, error: FastServeError) -> list[Event]:

@@ -10,10 +10,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from fastserve.core.events import Aborted, Event, Failed, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import Chunk, SampledToken, StepPlan
 from fastserve.core.request import Request
+from fastserve.core.reservation import Reservation
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import Sequence as CoreSequence
 from fastserve.engine.failures import as_step_failure, deadline_passed
@@ -25,7 +28,7 @@ from fastserve.worker.logprobs import Logits, prompt_logprobs
 from fastserve.worker.sampler import Sampler
 
 StepResult = tuple[list[SampledToken | FastServeError], dict[CoreSequence, list[PositionLogprobs]]]
-"""A token or an error for each sampling chunk, and what became known of prompts."""
+"""A token or an error for each sequence that draws one, and what became known of prompts."""
 
 
 class Runner(Protocol):
@@ -73,9 +76,9 @@ class Engine:
             return [Failed(request.request_id, error)]
         return []
 
-    def abort(self, request_id: int) -> list[Event]:
-        """Withdraw a request; nothing happens when it has ended already."""
-        return [Aborted(request_id)] if self.scheduler.abort(request_id) else []
+    def abort(self, request_id: int, index: int | None = None) -> list[Event]:
+        """Withdraw a request, or only the answer ``index`` of it; nothing happens when it has ended already."""
+        return [Aborted(request_id)] if self.scheduler.abort(request_id, index) else []
 
     def fail_all(self, error: FastServeError) -> list[Event]:
         """End every unfinished request with ``error``."""
@@ -84,7 +87,7 @@ class Engine:
     def step(self) -> list[Event]:
         """One iteration. A fault of a request or of the model becomes Failed events; what is raised is a bug."""
         now = self._clock()
-        events: list[Event] = [deadline_passed(sequence.request.request_id) for sequence in self.scheduler.expired(now)]
+        events: list[Event] = [deadline_passed(request_id) for request_id in self.scheduler.expired(now)]
         if events or not self.has_work:
             return events  # handed over now, so that a bug in what follows cannot swallow an ending
         plan = self.scheduler.plan(now)
@@ -107,7 +110,7 @@ class Engine:
 
     def _execute(self, plan: StepPlan) -> list[Event]:
         with self.scheduler.reserve(plan) as reservation:
-            tokens, prompt_logprobs = self._compute(plan)
+            tokens, prompt_logprobs = self._compute(reservation)
             first = [sequence for sequence in plan.sampling if not sequence.output_token_ids]
             events = reservation.commit(tokens, prompt_logprobs)
         self._steps += 1
@@ -115,21 +118,27 @@ class Engine:
         self._generation_tokens += sum(isinstance(event, TokenEvent) for event in events)
         return events
 
-    def _compute(self, plan: StepPlan) -> StepResult:
+    def _compute(self, reservation: Reservation) -> StepResult:
         """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""
+        plan = reservation.plan
         with as_step_failure():
+            self._kv_cache.copy_blocks(reservation.copies)
             inputs = [_sequence_input(chunk) for chunk in plan.chunks]
             batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
             logits = self._runner.run(batch, self._kv_cache)
-            if not any(chunk.prompt_rows for chunk in plan.chunks):
-                return self._sampler.sample(logits, plan.sampling), {}
-            sampled, positions = _split_rows(logits, plan)
-            return self._sampler.sample(sampled, plan.sampling), positions
+            positions: dict[CoreSequence, list[PositionLogprobs]] = {}
+            if any(chunk.prompt_rows for chunk in plan.chunks):
+                logits, positions = _split_rows(logits, plan)
+            drawing = [sequence for sequences in reservation.drawing for sequence in sequences]
+            if len(drawing) > len(reservation.drawing):
+                logits = np.repeat(logits, [len(sequences) for sequences in reservation.drawing], axis=0)
+            return self._sampler.sample(logits, drawing), positions
 
     def _fail(self, sequences: Sequence[CoreSequence], error: FastServeError) -> list[Event]:
-        for sequence in sequences:
-            self.scheduler.finish(sequence)
-        return [Failed(sequence.request.request_id, error) for sequence in sequences]
+        request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in sequences))
+        for request_id in request_ids:
+            self.scheduler.abort(request_id)
+        return [Failed(request_id, error) for request_id in request_ids]
 
     def stats(self) -> EngineStats:
         pool = self.scheduler.pool

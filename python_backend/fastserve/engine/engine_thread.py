@@ -30,7 +30,7 @@ class ServedEngine(Protocol[RequestT_contra]):
         """Whether a step would do anything."""
 
     def submit(self, request: RequestT_contra) -> list[Event]: ...
-    def abort(self, request_id: int) -> list[Event]: ...
+    def abort(self, request_id: int, index: int | None = None) -> list[Event]: ...
     def fail_all(self, error: FastServeError) -> list[Event]: ...
     def step(self) -> list[Event]: ...
     def stats(self) -> EngineStats: ...
@@ -45,9 +45,10 @@ class Submit(Generic[RequestT]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Abort:
-    """Inbox: withdraw a request."""
+    """Inbox: withdraw a request, or only one of its answers, which has begun."""
 
     request_id: int
+    index: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,8 +101,9 @@ class EngineThread(Generic[RequestT]):
         another submit is lost, and the request is computed for nobody."""
         self._inbox.put(Submit(request))
 
-    def abort(self, request_id: int) -> None:
-        self._inbox.put(Abort(request_id))
+    def abort(self, request_id: int, index: int | None = None) -> None:
+        """``index``: withdraw only this answer, of which a token was seen."""
+        self._inbox.put(Abort(request_id, index))
 
     def shutdown(self, drain_s: float) -> None:
         self._inbox.put(Shutdown(drain_s))
@@ -159,15 +161,15 @@ class EngineThread(Generic[RequestT]):
         if isinstance(message, Shutdown):
             self._drain_until = self._clock() + message.drain_s
         elif isinstance(message, Abort):
-            self._handle_abort(message.request_id)
+            self._handle_abort(message)
         else:
             self._handle_submit(message.request)
 
-    def _handle_abort(self, request_id: int) -> None:
-        if request_id > self._newest_id:
-            self._early_aborts.add(request_id)
+    def _handle_abort(self, message: Abort) -> None:
+        if message.request_id > self._newest_id:
+            self._early_aborts.add(message.request_id)
         elif self._dead is None:
-            self._emit(self._engine.abort(request_id))
+            self._emit(self._engine.abort(message.request_id, message.index))
 
     def _handle_submit(self, request: RequestT) -> None:
         self._newest_id = max(self._newest_id, request.request_id)

@@ -15,6 +15,8 @@ from typing import Any
 from fastserve.errors import InvalidRequest, UnsupportedFeature
 
 MAX_STOP_TOKEN_IDS = 1024
+MAX_ANSWERS = 128
+"""Answers that one request may ask for."""
 MAX_LOGPROBS = 20
 """Likeliest tokens that may be asked for at each position: vLLM's own limit."""
 
@@ -107,6 +109,8 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
 _TRUTH = "true or false"
 
 PARAMETERS: dict[str, Parameter] = {
+    "n": Parameter(whole_number(1, MAX_ANSWERS), f"a whole number from 1 to {MAX_ANSWERS}", 1),
+    "best_of": Parameter(whole_number(1, MAX_ANSWERS), f"a whole number from 1 to {MAX_ANSWERS}, at least n", None),
     "max_tokens": Parameter(whole_number(1), "a whole number, at least 1", 16),
     "min_tokens": Parameter(whole_number(0), "a whole number, at least 0", 0),
     "temperature": Parameter(_real(0.0, 100.0), "a number from 0 (greedy) to 100", 1.0),
@@ -134,8 +138,6 @@ PARAMETERS: dict[str, Parameter] = {
 ALIASES = {"min_length": "min_tokens"}
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "num_beams": (1,),
     "length_penalty": (1, 1.0),
     "json": (),
@@ -171,6 +173,16 @@ def parse_sampling_parameters(values: Mapping[str, Any], defaults: Mapping[str, 
     if parsed["temperature"] < GREEDY_BELOW:
         parsed["temperature"] = 0.0
     parsed["top_k"] = max(parsed["top_k"], 0)
+    _check_answers(parsed)
     if parsed["min_tokens"] > parsed["max_tokens"]:
         raise InvalidRequest("min_tokens", parsed["min_tokens"], f"at most max_tokens ({parsed['max_tokens']})")
     return parsed
+
+
+def _check_answers(parsed: Mapping[str, Any]) -> None:
+    n, best_of = parsed["n"], parsed["best_of"]
+    if best_of is not None and best_of < n:
+        raise InvalidRequest("best_of", best_of, f"at least n ({n})")
+    if (best_of or n) > 1 and parsed["temperature"] == 0.0:
+        name = "n" if n > 1 else "best_of"
+        raise InvalidRequest(name, parsed[name], "1 when temperature is 0: greedy answers are all the same")

@@ -43,6 +43,8 @@ class PreparedGeneration:
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
+    num_answers: int
+    """That are sent: the likeliest of those that are computed."""
     arrived: float
     """Seconds on the engine's clock."""
 
@@ -83,6 +85,10 @@ class TextGeneration:
         values = parse_sampling_parameters(item.parameters, self._defaults)
         if item.stream and item.exclude_input_in_output is False:
             raise InvalidRequest("exclude_input_in_output", False, "true when stream is true: a stream sends only what is new")
+        num_computed = values["best_of"] or values["n"]
+        if item.stream and num_computed > values["n"]:
+            allowed = f"n ({values['n']}) when stream is true: which answers are best is known at the end"
+            raise InvalidRequest("best_of", num_computed, allowed)
         prompt, token_ids = self._prompt(item, values)
         if values["truncate_prompt_tokens"] is not None:
             token_ids = token_ids[-values["truncate_prompt_tokens"] :]
@@ -105,6 +111,7 @@ class TextGeneration:
             stop=values["stop"],
             include_stop=values["include_stop_str_in_output"],
             skip_special_tokens=values["skip_special_tokens"],
+            num_answers=values["n"],
             arrived=now,
         )
 
@@ -160,7 +167,8 @@ class TextGeneration:
             seed=values["seed"] if values["seed"] is not None else self._random_seed(),
             stop_token_ids=eos | frozenset(values["stop_token_ids"]),
             bad_words=self._bad_words(values["bad_words"]),
-            return_logprobs=item.return_cumulative_logprob,
+            n=values["best_of"] or values["n"],
+            return_logprobs=item.return_cumulative_logprob or (values["best_of"] or 0) > values["n"],
             logprobs=values["logprobs"] if item.return_logprobs else None,
             prompt_logprobs=values["prompt_logprobs"],
         )

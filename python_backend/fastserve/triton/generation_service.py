@@ -27,4 +27,5 @@ class GenerationService(EngineService[Request]):
     def read(self, received: Received, request_id: int) -> tuple[GenerationResponse, Request]:
         item, flags = parse_generation(received.tensors, received.parameters)
         prepared = self._task.prepare(item, request_id, received.arrived)
-        return GenerationResponse(received.channel, prepared, flags, self._task.tokenizer), prepared.request
+        response = GenerationResponse(received.channel, prepared, flags, self._task.tokenizer, withdraw=self._engine.abort)
+        return response, prepared.request

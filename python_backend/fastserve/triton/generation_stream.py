@@ -26,35 +26,56 @@ class GenerationResponse(ResponseStream):
         flags: ReturnFlags,
         tokenizer: Tokenizer,
         *,
+        withdraw: Callable[[int, int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock``: the engine's."""
+        """``withdraw``: tells the engine to give up one answer of a request, by its index. ``clock``: the engine's."""
         super().__init__(channel, prepared.request.request_id)
         self._prepared = prepared
         self._flags = flags
         self._tokenizer = tokenizer
-        self._answer = UnsentAnswer(prepared, tokenizer)
+        self._withdraw = withdraw
+        self._answers = [UnsentAnswer(prepared, tokenizer) for _ in range(prepared.request.params.n)]
         self._timing = RequestTiming(prepared.arrived, clock)
         self._prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # until they are sent
 
     def push(self, events: Sequence[TokenEvent]) -> StreamEnd | None:
-        """Sends in one response what the tokens add (streaming), or keeps it until the last."""
+        """Sends in one response what the tokens add (streaming), or keeps it until the last. The engine is told of each answer
+        that ends at a stop string while others go on."""
         self.started = True
+        news = False
         for event in events:
-            self._timing.push(event)
-            if event.prompt_logprobs is not None:
-                self._prompt_logprobs = event.prompt_logprobs
-            if self._answer.push(event):
-                break
-        answer = self._answer
-        if answer.finish_reason is None and not self._prepared.stream:
-            return None
-        final = answer.finish_reason is not None
-        timing = self._timing.as_json() if final else None
-        self.channel.send(encode_answers([answer.take()], self._take_prompt(), self._flags, timing), final=final)
-        if answer.finish_reason is None:
-            return None
-        return StreamEnd(answer.finish_reason.value, engine_knows=event.finish_reason is not None)
+            answer = self._answers[event.index]
+            if answer.finish_reason is not None:
+                continue  # it ended at a stop string, which the engine did not know yet
+            news = True
+            self._take(event, answer)
+            if all(other.finish_reason is not None for other in self._answers):
+                return self._end(event)
+        if news and self._prepared.stream:
+            self._send(self._answers, timing=None)
+        return None
+
+    def _take(self, event: TokenEvent, answer: UnsentAnswer) -> None:
+        self._timing.push(event)
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = event.prompt_logprobs
+        if answer.push(event) and event.finish_reason is None and len(self._answers) > 1:
+            self._withdraw(self.request_id, event.index)
+
+    def _end(self, event: TokenEvent) -> StreamEnd:
+        """``event``: the one that ended the last answer."""
+        best = self._answers
+        if self._prepared.num_answers < len(best):
+            best = sorted(best, key=lambda answer: -answer.cumulative_logprob)[: self._prepared.num_answers]
+        self._send(best, timing=self._timing.as_json())
+        reasons = [answer.finish_reason.value for answer in best if answer.finish_reason is not None]
+        return StreamEnd(reasons[0], engine_knows=event.finish_reason is not None and event.num_open == 0)
+
+    def _send(self, answers: Sequence[UnsentAnswer], *, timing: str | None) -> None:
+        """``timing``: in the last response."""
+        tensors = encode_answers([answer.take() for answer in answers], self._take_prompt(), self._flags, timing)
+        self.channel.send(tensors, final=timing is not None)
 
     def _take_prompt(self) -> Prompt:
         positions, self._prompt_logprobs = self._prompt_logprobs, None
@@ -72,7 +93,7 @@ class UnsentAnswer:
         self._texts = [prepared.echo]
         self._token_ids: list[int] = []
         self._logprobs: list[PositionLogprobs] = []
-        self._cumulative_logprob = 0.0
+        self.cumulative_logprob = 0.0
         self.finish_reason: FinishReason | None = None
 
     def push(self, event: TokenEvent) -> bool:
@@ -82,7 +103,7 @@ class UnsentAnswer:
         self._token_ids.append(event.token_id)
         if event.logprobs is not None:
             self._logprobs.append(event.logprobs)
-        self._cumulative_logprob = delta.cumulative_logprob
+        self.cumulative_logprob = delta.cumulative_logprob
         self.finish_reason = delta.finish_reason
         return delta.finish_reason is not None
 
@@ -91,7 +112,7 @@ class UnsentAnswer:
         answer = Answer(
             "".join(self._texts),
             tuple(self._token_ids),
-            self._cumulative_logprob,
+            self.cumulative_logprob,
             self.finish_reason,
             logprobs_json(self._logprobs, self._tokenizer) if self._wants_logprobs else "null",
         )

@@ -16,20 +16,20 @@ class RequestTiming:
         self._arrived = arrived
         self._clock = clock
         self._started = self._first_token = arrived
-        self._num_tokens = self._num_preemptions = 0
+        self._num_preemptions: dict[int, int] = {}  # by answer
 
     def push(self, event: TokenEvent) -> None:
         """Take the next token of an answer; nothing when timing was not asked for."""
         if event.timeline is None:
             return
-        if self._num_tokens == 0:
+        if not self._num_preemptions:
             self._started, self._first_token = event.timeline.started, self._clock()
-        self._num_tokens += 1
-        self._num_preemptions = event.timeline.num_preemptions
+        self._num_preemptions[event.index] = event.timeline.num_preemptions
 
     def as_json(self) -> str:
         """An object: milliseconds from the arrival of the request to the first iteration it took part in, to its first token
-        and to now, and how often it gave up its place."""
+        and to now, and how often
+        its answers gave up their places."""
         times = {"queue_ms": self._started, "first_token_ms": self._first_token, "total_ms": self._clock()}
         since = {name: round((time - self._arrived) * 1000, 3) for name, time in times.items()}
-        return json.dumps(since | {"num_preemptions": self._num_preemptions})
+        return json.dumps(since | {"num_preemptions": sum(self._num_preemptions.values())})

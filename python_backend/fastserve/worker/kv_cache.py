@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ class KVCache:
         """The pool's arrays by graph input name."""
         named = {f"key_cache.{i}": keys for i, keys in enumerate(self.keys)}
         return named | {f"value_cache.{i}": values for i, values in enumerate(self.values)}
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy the bytes of blocks in every layer. ``copies``: from and to; no block stands on both sides."""
+        if not copies:
+            return
+        sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))
+        for array in self.keys + self.values:
+            array[targets] = array[sources]
 
 
 def bytes_per_block(spec: CacheSpec, block_size: int, dtype: str) -> int:

@@ -35,6 +35,11 @@ def uniform(seed: int, position: int) -> float:
     return (_mix((_mix(seed & _MASK64) + position * 0x9E3779B97F4A7C15) & _MASK64) >> 11) * 2.0**-53
 
 
+def answer_seed(seed: int, index: int) -> int:
+    """The seed of the answer ``index`` of a request; the first one has the request's own."""
+    return seed if index == 0 else _mix((_mix(seed & _MASK64) + index * 0xD1342543DE82EF95) & _MASK64)
+
+
 def _mix(value: int) -> int:
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
@@ -73,7 +78,7 @@ class Sampler:
             if params.greedy:
                 token_id = int(np.argmax(processed))
             else:
-                token_id = draw(processed, uniform(params.seed, len(sequence.output_token_ids)))
+                token_id = draw(processed, uniform(answer_seed(params.seed, sequence.index), len(sequence.output_token_ids)))
         return SampledToken(
             token_id,
             log_probability(row, token_id) if params.return_logprobs else None,

@@ -11,16 +11,16 @@ class FirstComeFirstServed:
     """Order of arrival. A preempted sequence keeps its place."""
 
     def __init__(self) -> None:
-        self._sequences: dict[int, Sequence] = {}  # insertion order is arrival order
+        self._sequences: dict[Sequence, None] = {}  # insertion order is arrival order
 
     def add(self, sequence: Sequence, now: float) -> None:
-        self._sequences[sequence.request.request_id] = sequence
+        self._sequences[sequence] = None
 
     def discard(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.request.request_id]
+        del self._sequences[sequence]
 
     def ordered(self, now: float) -> Iterator[Sequence]:
-        return iter(self._sequences.values())
+        return iter(self._sequences)
 
     def least_urgent(self, now: float) -> Iterator[Sequence]:
-        return reversed(self._sequences.values())
+        return reversed(self._sequences)
