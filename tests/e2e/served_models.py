@@ -20,6 +20,8 @@ class ServedModel:
 
     source: str
     settings: dict[str, str]
+    max_batch_size: int = 0
+    """Above 0: tensors have a batch dimension, and Triton's dynamic batcher stands in front."""
 
 
 CHUNKED = {"max_batched_tokens": "48", "max_num_seqs": "16"}
@@ -30,6 +32,7 @@ SERVED: dict[str, ServedModel] = {
     "gpt2": ServedModel("gpt2", CHUNKED),
     "qwen2": ServedModel("qwen2", CHUNKED),
     "qwen3": ServedModel("qwen3", CHUNKED),
+    "llama-batched": ServedModel("llama", CHUNKED, max_batch_size=8),
     "llama-fp16-cache": ServedModel("llama", CHUNKED | {"kv_cache_dtype": "fp16"}),
     "llama-small-pool": ServedModel("llama", CHUNKED | {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
     "llama-long": ServedModel("llama-long", {"kv_cache_bytes": str(2048 * TINY_BLOCK_BYTES)}),
@@ -51,7 +54,9 @@ def build_repository(sources: dict[str, Path], exports: Path, repository: Path) 
         export_model(str(source), ExportOptions(output=exports, name=name))
     for name, model in SERVED.items():
         shutil.copytree(exports / model.source, repository / name)
-        with (repository / name / "config.pbtxt").open("a") as config:
-            for key, value in model.settings.items():
-                config.write(f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n')
+        config = repository / name / "config.pbtxt"
+        text = config.read_text().replace("max_batch_size: 0", f"max_batch_size: {model.max_batch_size}")
+        for key, value in model.settings.items():
+            text += f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
+        config.write_text(text)
     return repository

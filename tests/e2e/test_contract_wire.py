@@ -54,12 +54,13 @@ def question(parameters=None, *, returns=(), **inputs):
     return inputs | given | {f"return_{name}": True for name in returns}
 
 
-def grpc_message(model, inputs, *, tensors=None, **parameters):
-    """``tensors``: inputs as (data type, shape, bytes) for requests that are wrong; ``parameters``: request parameters."""
+def grpc_message(model, inputs, *, tensors=None, batched=False, **parameters):
+    """``tensors``: inputs as (data type, shape, bytes) for requests that are wrong; ``batched``: with a leading 1, for models
+    that have a batch dimension; ``parameters``: request parameters."""
     message = service_pb2.ModelInferRequest(model_name=model)
     encoded = {name: _encode(name, value) for name, value in inputs.items()} | (tensors or {})
     for name, (datatype, shape, raw) in encoded.items():
-        message.inputs.add(name=name, datatype=datatype, shape=shape)
+        message.inputs.add(name=name, datatype=datatype, shape=[1, *shape] if batched else shape)
         message.raw_input_contents.append(raw)
     fields = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
     for name, value in parameters.items():

@@ -77,6 +77,12 @@ def test_without_a_task_a_model_generates_text_decoupled_and_unbatched():
     assert values == completed(GENERATION_TASK) | {"parameters": {}}
 
 
+def test_a_batch_dimension_of_a_generating_model_is_the_users_choice():
+    values = completed(max_batch_size=8)
+    assert (values["max_batch_size"], values["dynamic_batching"]) == (8, {})
+    assert values["model_transaction_policy"] == {"decoupled": True}
+
+
 def test_an_encoder_cannot_be_decoupled():
     with pytest.raises(ConfigError, match="model_transaction_policy: got decoupled: true"):
         completed("reranking", model_transaction_policy={"decoupled": True})

@@ -82,6 +82,11 @@ def test_input_ids_are_plain_numbers_whatever_the_shape():
     assert all(type(value) is int for value in parse(input_ids=np.array([2**40], np.int64))[0].input_ids)
 
 
+def test_token_ids_of_several_prompts_are_refused_not_joined():
+    with pytest.raises(InvalidRequest, match=r"^input_ids: got '2 rows', allowed: one row: a request has one prompt"):
+        parse(input_ids=np.array([[3, 4], [5, 6]], np.int64))
+
+
 @pytest.mark.parametrize("name", OPTIONAL_OUTPUTS)
 def test_each_optional_output_is_asked_for_on_its_own(name):
     _, flags = parse(text_input=text("a"), **{f"return_{name}": np.array([True])})

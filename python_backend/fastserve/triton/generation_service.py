@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 
 from fastserve.config import EngineConfig, parse_config
 from fastserve.core.request import Request
 from fastserve.engine.loader import load_engine, load_text_generation
+from fastserve.triton.batched_channel import BatchedChannel
 from fastserve.triton.engine_service import EngineService, count_instances, load_manifest
 from fastserve.triton.generation_stream import GenerationResponse
 from fastserve.triton.protocol import parse_generation
@@ -21,11 +23,13 @@ class GenerationService(EngineService[Request]):
         config = parse_config(EngineConfig, parameters)
         directory, manifest = load_manifest(args, parameters)
         engine = load_engine(directory, manifest, config, time.monotonic, num_instances=count_instances(args))
+        self._batched = int(json.loads(args["model_config"]).get("max_batch_size", 0)) > 0
         self._task = load_text_generation(directory, manifest, config)
         super().__init__(args, engine, max_queue_size=config.max_queue_size)
 
     def read(self, received: Received, request_id: int) -> tuple[GenerationResponse, Request]:
         item, flags = parse_generation(received.tensors, received.parameters)
         prepared = self._task.prepare(item, request_id, received.arrived)
-        response = GenerationResponse(received.channel, prepared, flags, self._task.tokenizer, withdraw=self._engine.abort)
+        channel = BatchedChannel(received.channel) if self._batched else received.channel
+        response = GenerationResponse(channel, prepared, flags, self._task.tokenizer, withdraw=self._engine.abort)
         return response, prepared.request

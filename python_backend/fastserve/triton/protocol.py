@@ -84,6 +84,8 @@ class _Reader:
 
     def ids(self, name: str) -> list[int] | None:
         tensor = self._tensors.get(name)
+        if tensor is not None and tensor.ndim > 1 and tensor.shape[0] != 1:
+            raise InvalidRequest(name, f"{tensor.shape[0]} rows", "one row: a request has one prompt")
         return None if tensor is None else tensor.reshape(-1).tolist()
 
     def sampling_parameters(self) -> Mapping[str, Any]:

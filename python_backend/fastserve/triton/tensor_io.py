@@ -29,7 +29,7 @@ class Contract:
     outputs: tuple[TensorIO, ...]
     max_batch_size: int = 0
     """Rows of one request, unless config.pbtxt says otherwise; then Triton's dynamic batcher stands in front. 0: there is no
-    batch dimension."""
+    batch dimension, and no batcher, unless config.pbtxt says otherwise."""
     decoupled: bool = False
     """Whether a request may get other than one response."""
 
@@ -44,9 +44,9 @@ def complete_config(config: Any, contract: Contract) -> None:
         config.add_input(entry)
     for entry in missing_entries(given["output"], contract.outputs, kind="output"):
         config.add_output(entry)
-    if contract.max_batch_size == 0 or given["max_batch_size"] == 0:
+    if given["max_batch_size"] == 0:
         config.set_max_batch_size(contract.max_batch_size)
-    if contract.max_batch_size:
+    if given["max_batch_size"] or contract.max_batch_size:
         config.set_dynamic_batching()
     if contract.decoupled:
         config.set_model_transaction_policy({"decoupled": True})
