@@ -62,7 +62,7 @@ RULES = {
         lazily={
             *(
                 f"fastserve.export.{name}"
-                for name in ("command", "options", "perplexity", "source_perplexity", "source_predictions")
+                for name in ("command", "inspection", "options", "perplexity", "source_perplexity", "source_predictions")
             ),
             "fastserve.worker.kernels",
         },

@@ -29,7 +29,8 @@ def run_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--version"], ["--help"], *([name, "--help"] for name in ("doctor", "chat", "serve", "infer", "evaluate"))]
+    "arguments",
+    [["--version"], ["--help"], *([name, "--help"] for name in ("doctor", "list", "chat", "serve", "infer", "evaluate"))],
 )
 def test_saying_what_it_can_do_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -48,7 +49,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert (ended.value.code, capsys.readouterr().out) == (0, f"fastserve {fastserve.__version__}\n")
 
 
-@pytest.mark.parametrize("name", ["serve", "infer", "chat", "evaluate", "doctor", "export"])
+@pytest.mark.parametrize("name", ["serve", "list", "infer", "chat", "evaluate", "doctor", "export"])
 def test_the_help_of_every_command_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])

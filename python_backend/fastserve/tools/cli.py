@@ -18,8 +18,10 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130  # argparse itself exits with 2
 
 _EPILOG = """examples:
   fastserve doctor                                     is everything here that serving needs?
+  fastserve doctor ./my-finetune                       can it be exported, what does it take?
   fastserve export ./my-finetune                       write model_repository/my-finetune
   fastserve serve                                      serve model_repository until Ctrl-C
+  fastserve list                                       what was exported; --server: what is served
   fastserve infer my-finetune "Once upon a time"       one prompt, streamed
   fastserve chat my-finetune                           talk to it
   fastserve evaluate my-ner test.conll                 how well it does on a dataset
@@ -40,10 +42,11 @@ class Subcommand:
 SUBCOMMANDS = {
     "export": Subcommand("fastserve.export.command", "turn a Hugging Face model into a model Triton can serve", "cpu,export"),
     "serve": Subcommand("fastserve.tools.serve", "run Triton on this machine, without Docker", "cpu,serve"),
+    "list": Subcommand("fastserve.tools.list_models", "the models in a repository, or on a running server", "cpu"),
     "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client", texts_anywhere=True),
     "chat": Subcommand("fastserve.tools.chat", "talk to a model of a running server", "client"),
     "evaluate": Subcommand("fastserve.tools.evaluate", "measure a model, also against its source", "client,evaluate"),
-    "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, and say how to mend it", "cpu"),
+    "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, or a model can be served", "cpu"),
 }
 
 

@@ -1,4 +1,5 @@
-"""``fastserve doctor``: what of this machine serving needs, what is missing, and the command that mends it."""
+"""``fastserve doctor``: what of this machine serving needs, what is missing, and the command that mends it; with a model,
+whether that can be exported and what it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from fastserve.errors import ToolError
 from fastserve.tools import console
 from fastserve.tools.doctor_checks import Check, run_checks
 from fastserve.tools.ports import port_number
@@ -17,19 +19,30 @@ if TYPE_CHECKING:
 _EPILOG = """examples:
   fastserve doctor
   fastserve doctor --http-port 9000 --json
+  fastserve doctor ./my-finetune                       before its export: is it supported, how much memory, how fast
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a Hugging Face folder, .gguf file or hub id to look at; without: this machine"
+    )
+    parser.add_argument("--task", help="of MODEL, as for `fastserve export` (default: as its architecture says)")
     parser.add_argument("--http-port", type=port_number, default=8000, metavar="PORT", help="check this port (default: 8000)")
     parser.add_argument("--grpc-port", type=port_number, default=8001, metavar="PORT", help="check this port (default: 8001)")
     parser.add_argument("--metrics-port", type=port_number, default=8002, metavar="PORT", help="check this port (default: 8002)")
-    parser.add_argument("--json", action="store_true", help="one JSON array instead of the table")
+    parser.add_argument("--json", action="store_true", help="JSON instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 when serving is possible here, else 1."""
+    """0 when serving is possible here, and the model that was named can be served; else 1."""
+    if arguments.model is not None:
+        from fastserve.tools.doctor_model import run_model
+
+        return run_model(arguments.model, arguments.task, as_json=arguments.json)
+    if arguments.task is not None:
+        raise ToolError("--task is of a model: fastserve doctor MODEL --task TASK")
     checks = run_checks((arguments.http_port, arguments.grpc_port, arguments.metrics_port))
     broken = [check for check in checks if check.required and not check.ok]
     if arguments.json:

@@ -39,6 +39,7 @@ def run_checks(server_ports: Sequence[int]) -> list[Check]:
         check_op_library(),
         check_triton(),
         check_python_library(),
+        check_shell(),
         check_shared_memory(),
         check_free_memory(),
         check_cores(),
@@ -74,7 +75,7 @@ def check_op_library() -> Check:
     from fastserve.worker import kernels
 
     mend = "apt-get install g++, then pip install --force-reinstall --no-deps triton-fastserve (in a clone: make setup)"
-    return _check("attention kernels", lambda: f"{kernels.isa()}, {kernels.library_path()}", mend)
+    return _check("kernels", lambda: f"attention {kernels.isa()}, int8 {kernels.quantized_isa()}, {kernels.library_path()}", mend)
 
 
 def check_triton() -> Check:
@@ -90,6 +91,12 @@ def check_python_library() -> Check:
     return Check("Python library", library is not None, True, library or f"no {name}.so", mend)
 
 
+def check_shell() -> Check:
+    """Triton starts its stubs with bash, and waits for ever where there is none."""
+    found = shutil.which("bash")
+    return Check("bash", found is not None, True, found or "not on PATH", "apt-get install bash (Alpine: apk add bash)")
+
+
 def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
     free = shutil.disk_usage(path).free if path.is_dir() else 0
     mend = "mount -o remount,size=1g /dev/shm (in Docker: --shm-size=1g)"
@@ -97,7 +104,7 @@ def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
 
 
 def check_free_memory() -> Check:
-    free = _available_memory()
+    free = available_memory()
     mend = "stop other programs; a model needs its size plus its KV pool (kv_cache_bytes in config.pbtxt)"
     return Check("free memory", free >= _MIN_FREE_MEMORY, False, f"{free / _GB:.1f} GB", mend)
 
@@ -132,7 +139,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes the kernel says programs can still get."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
