@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, BertConfig, BertForTokenClassification, BloomConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, BertConfig, BertForTokenClassification, CodeGenConfig, LlamaConfig
 
 from fastserve.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from fastserve.export.inspection import inspect_model
@@ -44,8 +44,8 @@ def test_an_encoder_gets_its_task_from_the_architecture(tmp_path: Path) -> None:
 
 
 def test_a_family_with_attention_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
-    BloomConfig(architectures=["BloomForCausalLM"]).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match="bloom"):
+    CodeGenConfig(architectures=["CodeGenForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="codegen"):
         inspect_model(str(tmp_path))
 
 
