@@ -30,7 +30,11 @@ def run_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--version"], ["--help"], *([name, "--help"] for name in ("doctor", "list", "chat", "serve", "infer", "evaluate"))],
+    [
+        ["--version"],
+        ["--help"],
+        *([name, "--help"] for name in ("bench", "doctor", "list", "chat", "serve", "infer", "evaluate")),
+    ],
 )
 def test_saying_what_it_can_do_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -49,7 +53,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert (ended.value.code, capsys.readouterr().out) == (0, f"fastserve {fastserve.__version__}\n")
 
 
-@pytest.mark.parametrize("name", ["serve", "list", "infer", "chat", "evaluate", "doctor", "export"])
+@pytest.mark.parametrize("name", ["serve", "list", "infer", "chat", "evaluate", "bench", "doctor", "export"])
 def test_the_help_of_every_command_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])

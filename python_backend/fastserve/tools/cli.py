@@ -24,6 +24,7 @@ _EPILOG = """examples:
   fastserve list                                       what was exported; --server: what is served
   fastserve infer my-finetune "Once upon a time"       one prompt, streamed
   fastserve chat my-finetune                           talk to it
+  fastserve bench serve my-finetune --concurrency 16   how fast it is under load
   fastserve evaluate my-ner test.conll                 how well it does on a dataset
 """
 
@@ -46,6 +47,7 @@ SUBCOMMANDS = {
     "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client", texts_anywhere=True),
     "chat": Subcommand("fastserve.tools.chat", "talk to a model of a running server", "client"),
     "evaluate": Subcommand("fastserve.tools.evaluate", "measure a model, also against its source", "client,evaluate"),
+    "bench": Subcommand("fastserve.tools.bench.command", "measure a model under load", "client"),
     "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, or a model can be served", "cpu"),
 }
 

@@ -1,0 +1,1 @@
+"""``fastserve bench``: one module for each benchmark, named in ``command.BENCHMARKS``."""
