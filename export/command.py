@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--version", type=int, default=1, dest="model_version", metavar="N", help="version folder (default: 1)")
     parser.add_argument("--force", action="store_true", help="replace the version if it exists")
+    group = parser.add_argument_group("text generation")
+    group.add_argument(
+        "--max-model-len", type=int, metavar="N", help="longest prompt and answer in tokens (default: as the source allows)"
+    )
+    group.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter (LoRA, ...) to merge into the weights")
     _add_encoder_arguments(parser.add_argument_group("encoders", "Left out, they are as the source says."))
 
 
@@ -71,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             version=arguments.model_version,
             force=arguments.force,
+            max_model_len=arguments.max_model_len,
+            adapter=arguments.adapter,
             max_length=arguments.max_length,
             stride=arguments.stride,
             pooling=arguments.pooling,

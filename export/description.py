@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from fastserve.export.attention import AttentionLayer
 from fastserve.export.generation_settings import settings_not_applied
+from fastserve.export.rotary import RotaryPlan, context_limit
 from fastserve.manifest import CacheSpec, GraphSpec, LayerCacheSpec, TensorSpec, TokenizerSpec
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -58,9 +59,9 @@ def eos_token_ids(*holders: Any) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in ids))
 
 
-def notes(model: Any, tokenizer: Any, code: bool, max_model_len: int, longest_proven_window: int) -> tuple[str, ...]:
+def notes(model: Any, tokenizer: Any, code: bool, plan: RotaryPlan, longest_proven_window: int) -> tuple[str, ...]:
     """What the source says and the export does not do, for a person to read. ``code``: the checkpoint brings its own code.
-    ``max_model_len``: what the export is valid for."""
+    ``plan``: what contexts the export is valid for."""
     found = []
     if code:
         found.append(f"the code that comes with the checkpoint is not used, but transformers' {type(model).__name__}")
@@ -70,10 +71,19 @@ def notes(model: Any, tokenizer: Any, code: bool, max_model_len: int, longest_pr
     if isinstance(template, dict) and "default" not in template:
         found.append(f"no chat template: none of {', '.join(sorted(template))} is called default")
     text = model.config.get_text_config(decoder=True)
-    if max_model_len < text.max_position_embeddings:
-        found.append(f"longest context cut from {text.max_position_embeddings:,} to the {max_model_len:,} before RoPE scaling")
+    longest, limit = text.max_position_embeddings, context_limit(model.config)
+    if plan.max_model_len < longest:
+        reason = "of --max-model-len"
+        if plan.max_model_len == limit:
+            reason = "of its first RoPE factors; --max-model-len can choose the others"
+        found.append(f"longest context cut from {longest:,} to the {plan.max_model_len:,} tokens {reason}")
+    if plan.beyond is not None:
+        found.append(
+            f"contexts of up to {plan.beyond:,} tokens get the RoPE factors of longer ones, where transformers has others: "
+            "a request's tokens must not depend on how long it or its neighbours become"
+        )
     window = getattr(text, "sliding_window", None) or 0
-    if longest_proven_window < window < max_model_len:
+    if longest_proven_window < window < plan.max_model_len:
         found.append(f"the proof does not reach beyond the sliding window of {window:,} tokens")
     return tuple(found)
 

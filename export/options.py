@@ -29,6 +29,8 @@ CLASSIFYING_TASKS = (
 """Their outputs have a column for each label."""
 
 _TASKS_WITH = {
+    "max_model_len": (GENERATION_TASK,),
+    "adapter": (GENERATION_TASK,),
     "max_length": ENCODER_TASKS,
     "stride": ENCODER_TASKS,
     "pooling": ("feature-extraction",),
@@ -72,6 +74,9 @@ class ExportOptions:
     ``output``: the model repository. ``name``: folder in it, None: taken from the source. ``version``: version folder;
     an existing one is only replaced with ``force``. A config.pbtxt that is already there is the user's and stays.
 
+    Of text generation: ``max_model_len``, longest prompt and answer in tokens, None: as long as the model computes every context
+    alike; ``adapter``, a folder with a PEFT adapter that is merged into the weights.
+
     Of encoders, None meaning "as the source says": ``max_length`` and ``stride`` in tokens, ``pooling`` of embeddings,
     ``aggregation_strategy`` of token classification, ``markers`` of relation extraction: the tokens before and after the head,
     before and after the tail. ``labels``: of an ONNX graph that is imported, a file with the names of its labels.
@@ -83,6 +88,8 @@ class ExportOptions:
     dtype: str = "fp32"
     version: int = 1
     force: bool = False
+    max_model_len: int | None = None
+    adapter: Path | None = None
     max_length: int | None = None
     stride: int | None = None
     pooling: str | None = None
@@ -101,12 +108,14 @@ class ExportOptions:
             raise InvalidRequest("version", self.version, "a whole number, at least 1")
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
             raise InvalidRequest("name", self.name, MODEL_NAME_ALLOWED)
-        self._check_encoder_settings()
+        self._check_settings_of_tasks()
 
-    def _check_encoder_settings(self) -> None:
+    def _check_settings_of_tasks(self) -> None:
         for field, tasks in _TASKS_WITH.items():
             if getattr(self, field) is not None and self.task not in tasks:
                 raise InvalidRequest(field, getattr(self, field), f"only for {', '.join(tasks)}, not for {self.task}")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise InvalidRequest("max_model_len", self.max_model_len, "a whole number of tokens, at least 2")
         if self.max_length is not None and self.max_length < SHORTEST_MAX_LENGTH:
             raise InvalidRequest("max_length", self.max_length, f"a whole number of tokens, at least {SHORTEST_MAX_LENGTH}")
         if self.stride is not None and self.stride < 0:

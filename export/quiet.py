@@ -19,6 +19,7 @@ _CHATTY_MODULES = (
     r"onnxscript\..*",
     r"onnx_ir\..*",
     r"gguf\..*",
+    r"peft\..*",
     "copyreg",
     r"huggingface_hub\..*",
 )

@@ -70,7 +70,7 @@ def _resolve_directory(path: Path) -> Source:
     if (path / "config.json").is_file():
         return Source(str(path), path.resolve().name)
     if (path / "adapter_config.json").is_file():
-        raise UnsupportedModel(f"{path} holds only an adapter: merge it into its base model first (peft: merge_and_unload)")
+        raise UnsupportedModel(f"{path} holds only an adapter: export its base model and name this folder with --adapter")
     files = sorted(file.name for file in path.glob("*.gguf"))
     if len(files) == 1:
         return Source(str(path), Path(files[0]).stem, files[0])

@@ -19,6 +19,7 @@ def summary(result: ExportResult) -> Table:
     rows = {
         "task": manifest.task,
         "model": f"{manifest.model.model_type}, {manifest.model.num_parameters:,} parameters, {manifest.model.dtype}",
+        **({"adapter": f"{manifest.model.adapter}, merged into the weights"} if manifest.model.adapter else {}),
         "vocabulary": f"{manifest.model.vocab_size:,} tokens",
         **(_decoder(manifest, manifest.cache) if manifest.cache is not None else {}),
         **(_encoder(manifest, manifest.encoder) if manifest.encoder is not None else {}),

@@ -7,6 +7,7 @@ import gc
 from pathlib import Path
 
 import fastserve
+from fastserve.export.adapter import check_adapter, merge_adapter
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.description import cache_spec, graph_spec, notes, write_tokenizer
 from fastserve.export.generation_settings import generation_defaults
@@ -18,7 +19,7 @@ from fastserve.export.options import ExportOptions, ExportResult, Progress, Stag
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
 from fastserve.export.publish import check_target, staged_version
 from fastserve.export.quiet import quiet_libraries
-from fastserve.export.rotary import context_limit, freeze_frequencies
+from fastserve.export.rotary import RotaryPlan, freeze_frequencies, rotary_plan
 from fastserve.export.source import LoadedModel, load, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
 from fastserve.export.text_proof import prove_text
@@ -44,11 +45,14 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
         clock.begin(Stage.LOAD)
         config = load_config(found)
         check_config(config)
-        context_limit(config)  # refuses what it cannot bound before the weights are read
+        check_adapter(options.adapter)
+        plan = rotary_plan(config, options.max_model_len)  # refuses what it cannot bound before the weights are read
+        options = dataclasses.replace(options, name=name, max_model_len=plan.max_model_len)
         loaded = [load(found, config)]
+        merged = merge_adapter(loaded[0], options.adapter) if options.adapter is not None else None
         with staged_version(options, name) as directory:
-            remarks = _notes(loaded[0])
-            manifest, reference = _write(loaded, directory, dataclasses.replace(options, name=name), clock)
+            remarks = _notes(loaded[0], plan) + ((merged,) if merged else ())
+            manifest, reference = _write(loaded, directory, options, clock)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             manifest = dataclasses.replace(manifest, proof=prove(directory, manifest, reference))
@@ -57,10 +61,9 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
     return ExportResult(target, manifest, clock.end(), remarks)
 
 
-def _notes(loaded: LoadedModel) -> tuple[str, ...]:
-    config = loaded.model.config
-    brings_code = bool(getattr(config, "auto_map", None))
-    return notes(loaded.model, loaded.tokenizer, brings_code, context_limit(config), LONGEST_WINDOW)
+def _notes(loaded: LoadedModel, plan: RotaryPlan) -> tuple[str, ...]:
+    brings_code = bool(getattr(loaded.model.config, "auto_map", None))
+    return notes(loaded.model, loaded.tokenizer, brings_code, plan, LONGEST_WINDOW)
 
 
 def _write(
@@ -75,8 +78,11 @@ def _write(
     generation_defaults(model.generation_config)  # refuses bad ones before the slow part
     layers = probe(model)
     check_layers(model.config, layers)
-    reference = reference_run(model, context_limit(model.config), {layer.window for layer in layers})
-    freeze_frequencies(model)  # after the reference run: the proof covers the freezing too
+    plan = rotary_plan(model.config, options.max_model_len)
+    if plan.beyond is not None:  # the source would change sets inside the reference run
+        freeze_frequencies(model, plan.beyond)
+    reference = reference_run(model, plan.max_model_len, {layer.window for layer in layers})
+    freeze_frequencies(model)  # else after the reference run: the proof covers the freezing too
     clock.begin(Stage.TRACE)
     program = trace_packed(model, layers)
     clock.begin(Stage.CONVERT)
@@ -109,7 +115,8 @@ def _describe(
             dtype=options.dtype,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             vocab_size=vocab_size,
-            max_model_len=context_limit(model.config),
+            max_model_len=rotary_plan(model.config, options.max_model_len).max_model_len,
+            adapter=options.adapter.resolve().name if options.adapter is not None else None,
         ),
         graphs={"decoder": graph},
         tokenizer=tokenizer,

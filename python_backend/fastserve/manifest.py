@@ -63,7 +63,8 @@ class CacheSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What was exported, from where. ``max_model_len``: longest context in tokens the graph is valid for."""
+    """What was exported, from where. ``max_model_len``: longest context in tokens the graph is valid for. ``adapter``: the
+    folder's name, if one was merged into the weights."""
 
     name: str
     source: str
@@ -72,6 +73,7 @@ class ModelSpec:
     num_parameters: int
     vocab_size: int
     max_model_len: int
+    adapter: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from fastserve.errors import ModelNotFound, ToolError, UnsupportedModel
 from fastserve.export import source as source_module
 from fastserve.export import text_generation
 from fastserve.export.options import ExportOptions
+from fastserve.export.rotary import RotaryPlan
 from fastserve.export.source import load, load_config, resolve
 from fastserve.export.text_generation import export_model
 from tests.synthetic.tiny_models import gpt2_config, llama_config, save_model, tiny_tokenizer
@@ -166,7 +167,7 @@ def test_what_the_export_leaves_out_is_said(checkpoint: Path) -> None:
         "the code that comes with the checkpoint is not used, but transformers' LlamaForCausalLM",
         "not applied, of generation_config.json: no_repeat_ngram_size=3",
         "no chat template: none of rag, tools is called default",
-        "longest context cut from 256 to the 128 before RoPE scaling",
+        "longest context cut from 256 to the 128 tokens of its first RoPE factors; --max-model-len can choose the others",
     )
 
 
@@ -175,9 +176,11 @@ def test_a_window_that_the_proof_does_not_reach_is_said(llama: Path) -> None:
     config = load_config(found)
     loaded = load(found, config)
     loaded.model.config.sliding_window = 4096
-    assert text_generation._notes(loaded) == ()
+    assert text_generation._notes(loaded, RotaryPlan(256)) == ()
     loaded.model.config.max_position_embeddings = 8192
-    assert text_generation._notes(loaded) == ("the proof does not reach beyond the sliding window of 4,096 tokens",)
+    assert text_generation._notes(loaded, RotaryPlan(8192)) == (
+        "the proof does not reach beyond the sliding window of 4,096 tokens",
+    )
 
 
 def test_an_unknown_exception_of_a_file_format_is_still_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

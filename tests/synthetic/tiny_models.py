@@ -28,6 +28,7 @@ WEIGHT_STD = 0.15
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MERGES = ("t h", "th e", "i n", "e r", "a n", "o n", "r e", "e n", "o u", "i t")
+VOCAB_SIZE = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet()) + len(_MERGES)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -55,27 +56,27 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def llama_config(**changes: Any) -> LlamaConfig:
     """Two layers, 4 query heads on 2 key/value heads of 16, tied embeddings, 256 positions."""
-    return LlamaConfig(**_decoder_settings(tie_word_embeddings=True, **changes))
+    return LlamaConfig(**decoder_settings(tie_word_embeddings=True, **changes))
 
 
 def qwen2_config(**changes: Any) -> Qwen2Config:
     """Biases on query, key and value."""
-    return Qwen2Config(**_decoder_settings(**changes))
+    return Qwen2Config(**decoder_settings(**changes))
 
 
 def qwen3_config(**changes: Any) -> Qwen3Config:
     """Norms on query and key; head size independent of the hidden size."""
-    return Qwen3Config(**_decoder_settings(**{"head_dim": 32} | changes))
+    return Qwen3Config(**decoder_settings(**{"head_dim": 32} | changes))
 
 
 def mistral_config(**changes: Any) -> MistralConfig:
     """A sliding window shorter than the prompts of the proof."""
-    return MistralConfig(**_decoder_settings(**{"sliding_window": 12} | changes))
+    return MistralConfig(**decoder_settings(**{"sliding_window": 12} | changes))
 
 
 def gpt2_config(**changes: Any) -> GPT2Config:
     """Learned positions, Conv1D projections, one scale per layer."""
-    settings = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": _vocab_size()}
+    settings = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": VOCAB_SIZE}
     return GPT2Config(**settings | _special_ids() | changes)
 
 
@@ -121,15 +122,12 @@ def save_model(config: Any, directory: Path, seed: int = 0, **generation: Any) -
     return directory
 
 
-def _vocab_size() -> int:
-    return len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet()) + len(_MERGES)
-
-
 def _special_ids() -> dict[str, int]:
     return {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def _decoder_settings(**changes: Any) -> dict[str, Any]:
+def decoder_settings(**changes: Any) -> dict[str, Any]:
+    """The tiny Llama's sizes and special ids, by the names most configurations give them."""
     settings = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -137,6 +135,6 @@ def _decoder_settings(**changes: Any) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
-        "vocab_size": _vocab_size(),
+        "vocab_size": VOCAB_SIZE,
     }
     return settings | _special_ids() | changes

@@ -11,10 +11,10 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
-from fastserve.errors import UnsupportedModel
+from fastserve.errors import InvalidRequest, UnsupportedModel
 from fastserve.export.attention import AttentionLayer, AttentionTrace
 from fastserve.export.guards import check_config, check_layers, check_model
-from fastserve.export.rotary import context_limit, freeze_frequencies
+from fastserve.export.rotary import RotaryPlan, context_limit, freeze_frequencies, rotary_plan
 
 LAYER = AttentionLayer(index=0, num_heads=4, kv_num_heads=2, head_size=16, scale=0.25, softcap=0.0, window=-1)
 
@@ -205,3 +205,36 @@ def test_a_head_that_only_shows_in_the_forward_pass_is_measured_too() -> None:
 def test_a_context_without_room_for_prompt_and_answer_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="no room"):
         context_limit(llama(max_position_embeddings=1))
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "plan"), [(None, RotaryPlan(16)), (9, RotaryPlan(9)), (16, RotaryPlan(16)), (17, RotaryPlan(17, 16))]
+)
+def test_longrope_takes_the_factors_of_the_longest_context_asked_for(asked: int | None, plan: RotaryPlan) -> None:
+    assert rotary_plan(llama(max_position_embeddings=32, rope_parameters=LONGROPE), asked) == plan
+
+
+def test_a_context_longer_than_the_models_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="max_model_len.*33.*2 to 32"):
+        rotary_plan(llama(max_position_embeddings=32, rope_parameters=LONGROPE), 33)
+
+
+@pytest.mark.parametrize(("beyond", "longest"), [(None, 1), (16, 17)])
+def test_frozen_longrope_has_one_set_of_frequencies_whatever_comes(beyond: int | None, longest: int) -> None:
+    config = llama(hidden_size=64, num_attention_heads=4, max_position_embeddings=32, rope_parameters=LONGROPE)
+    free, frozen = (modeling_llama.LlamaRotaryEmbedding(config) for _ in range(2))
+    freeze_frequencies(frozen, beyond)
+    wanted = [part.clone() for part in free(torch.zeros(1), torch.arange(longest)[None])]
+    for neighbour in (1, 32):
+        got = frozen(torch.zeros(1), torch.arange(neighbour)[None])
+        shared = min(neighbour, longest)
+        assert all(torch.equal(a[:, :shared], b[:, :shared]) for a, b in zip(got, wanted, strict=True))

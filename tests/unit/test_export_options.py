@@ -24,6 +24,7 @@ PACKAGE = Path(fastserve.__file__).parent
         ("version", 0, "at least 1"),
         ("name", "../escape", "letters"),
         ("name", ".hidden", "letters"),
+        ("max_model_len", 1, "at least 2"),
     ],
 )
 def test_a_bad_option_is_refused_with_its_name_its_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:

@@ -75,7 +75,7 @@ RULES = {
     ),
     "export": rule(
         "worker text tasks export",
-        "numpy torch transformers onnx onnx_ir onnxscript tokenizers safetensors huggingface_hub gguf accelerate rich",
+        "numpy torch transformers onnx onnx_ir onnxscript tokenizers safetensors huggingface_hub gguf accelerate peft rich",
         modules={
             "fastserve.core.encoding",
             *(f"fastserve.triton.{name}" for name in ("encoder_io", "generation_io", "tensor_io")),

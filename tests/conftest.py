@@ -1,0 +1,44 @@
+"""Fixtures that tests of several layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DecoderExports = Callable[[str], Any]
+
+
+@pytest.fixture(scope="session")
+def decoder_sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The Hugging Face folder of a family of ``decoder_families.FAMILIES``, made when first asked for."""
+    from tests.synthetic.decoder_families import FAMILIES  # torch and transformers: seconds
+
+    folder = tmp_path_factory.mktemp("decoder_sources")
+
+    def get(family: str) -> Path:
+        path = folder / family
+        return path if path.exists() else FAMILIES[family].save(path)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def decoder_exports(decoder_sources: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> DecoderExports:
+    """The ExportResult of a family, in one model repository, made when first asked for: an export takes seconds."""
+    from fastserve.export.options import ExportOptions
+    from fastserve.export.text_generation import export_model
+    from tests.synthetic.decoder_families import FAMILIES
+
+    repository = tmp_path_factory.mktemp("decoder_repository")
+    made: dict[str, Any] = {}
+
+    def get(family: str) -> Any:
+        if family not in made:
+            options = ExportOptions(repository, name=family, max_model_len=FAMILIES[family].max_model_len)
+            made[family] = export_model(str(decoder_sources(family)), options)
+        return made[family]
+
+    return get
