@@ -258,3 +258,22 @@ FAMILIES: dict[str, DecoderFamily] = {
         },
     ),
 }
+
+
+REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
+    "Mixtral": ("a mixture of experts", transformers.MixtralConfig),
+    "Qwen3-MoE": ("a mixture of experts", transformers.Qwen3MoeConfig),
+    "GPT-OSS": ("a mixture of experts", transformers.GptOssConfig),
+    "GPT-J": ("attention in its own modules", transformers.GPTJConfig),
+    "CodeGen": ("attention in its own modules", transformers.CodeGenConfig),
+    "GPT-Neo": ("attention in its own modules", transformers.GPTNeoConfig),
+    "Falcon": ("attention in its own modules", transformers.FalconConfig),
+    "BLOOM": ("attention in its own modules", transformers.BloomConfig),
+    "MPT": ("attention in its own modules", transformers.MptConfig),
+    "XGLM": ("attention in its own modules", transformers.XGLMConfig),
+    "Llama 4": ("chunked attention", transformers.Llama4TextConfig),
+    "LFM2": ("layers of type conv", lambda: transformers.Lfm2Config(full_attn_idxs=[2])),
+    "Mamba": ("layers of type linear_attention", transformers.MambaConfig),
+    "T5, BART and other encoder-decoders": ("an encoder-decoder", transformers.T5Config),
+}
+"""Families that are refused by what their configuration says: the words for what cannot be represented, a configuration."""

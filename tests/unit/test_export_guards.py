@@ -224,7 +224,7 @@ def test_longrope_takes_the_factors_of_the_longest_context_asked_for(asked: int 
 
 
 def test_a_context_longer_than_the_models_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="max_model_len.*33.*2 to 32"):
+    with pytest.raises(InvalidRequest, match=r"max_model_len.*33.*2 to 32"):
         rotary_plan(llama(max_position_embeddings=32, rope_parameters=LONGROPE), 33)
 
 
