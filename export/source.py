@@ -179,7 +179,7 @@ def read_json(source: Source, name: str, kind: type[dict[str, Any]] | type[list[
         content = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
         if content is not None and not isinstance(content, kind):
             raise TypeError(f"it holds a {type(content).__name__}, allowed: a {kind.__name__}")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise unreadable(source, name, error) from error
     return content
 

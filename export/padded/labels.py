@@ -19,8 +19,8 @@ def read_labels(file: Path) -> tuple[str, ...]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
-        found = _from_json(json.loads(text)) if file.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
+        found = _from_json(json.loads(text)) if file.suffix == ".json" else text.removesuffix("\n").split("\n")
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest("labels", str(file), f"{_ALLOWED} ({error})") from None
     if not found or not all(isinstance(label, str) and label.strip() for label in found):
         raise InvalidRequest("labels", str(file), f"{_ALLOWED}, none of them empty")

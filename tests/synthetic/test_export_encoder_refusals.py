@@ -243,7 +243,9 @@ def test_windows_are_as_long_as_the_source_reads_and_prompts_are_told(embedder: 
     assert result.notes == ("the model's prompts are not applied, put them in front of the texts (query: 'query: ')",)
 
 
-@pytest.mark.parametrize("text", ["[", "{}", '[{"path": ""}]', '[{"type": "models.Transformer"}]', "[1]"])
+@pytest.mark.parametrize(
+    "text", ["[", pytest.param("[" * 100_000, id="nested"), "{}", '[{"path": ""}]', '[{"type": "models.Transformer"}]', "[1]"]
+)
 def test_a_file_that_cannot_be_read_is_named(embedder: Path, text: str) -> None:
     (embedder / "modules.json").write_text(text)
     refuse(embedder, "feature-extraction", ModelNotFound, r"modules\.json cannot be read")

@@ -25,6 +25,10 @@ def test_a_text_file_has_a_label_on_each_line(tmp_path, text):
     assert read_labels(write(tmp_path, "labels.txt", text)) == LABELS
 
 
+def test_only_the_end_of_a_line_ends_a_label(tmp_path):
+    assert read_labels(write(tmp_path, "labels.txt", "$APPEND_\x85\n$APPEND_\u2028\n")) == ("$APPEND_\x85", "$APPEND_\u2028")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -45,6 +49,7 @@ def test_a_json_file_lists_or_numbers_the_labels(tmp_path, data):
         ("labels.txt", "O\n\nB-PER\n", "none of them empty"),
         ("labels.json", "[1, 2]", "none of them empty"),
         ("labels.json", "{", "a JSON file with a list"),
+        pytest.param("labels.json", "[" * 100_000, "a JSON file with a list", id="nested too deeply"),
         ("labels.json", "3", "no list of labels in it"),
         ("labels.json", '{"a": ["x"], "b": ["y"]}', "no list of labels in it"),
         ("labels.json", '{"0": "a", "2": "b"}', "numbers from 0 to 1 without gaps"),

@@ -132,9 +132,9 @@ def test_a_failed_prompt_does_not_stop_the_others_and_makes_the_exit_code_one(se
 
 def test_prompts_come_from_a_file_a_line_each(serve: Serve, tmp_path: Path) -> None:
     client = serve(lambda request: ["ok"])
-    (tmp_path / "prompts").write_text("first\n\nzweitens: ä\n", encoding="utf-8")
+    (tmp_path / "prompts").write_text("\ufefffirst\n\nzweitens: ä\u2028ö\n", encoding="utf-8")
     assert cli.main(["infer", "m", "--file", str(tmp_path / "prompts"), "--no-stream", "--protocol", "http"]) == 0
-    assert sorted(str(request.text) for request in client.requests) == ["first", "zweitens: ä"]
+    assert sorted(str(request.text) for request in client.requests) == ["first", "zweitens: ä\u2028ö"]
     assert all(not request.stream and request.exclude_input_in_output for request in client.requests)
     assert client.url == "http://127.0.0.1:8000"
 

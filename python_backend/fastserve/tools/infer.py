@@ -85,10 +85,10 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = [*arguments.prompts, *arguments.question]
     if arguments.file is not None:
         try:
-            text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8")
+            text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ToolError(f"{arguments.file}: cannot be read as UTF-8 text ({error})") from None
-        prompts += [line for line in text.splitlines() if line.strip()]
+        prompts += [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ToolError("no prompt given: put it behind the model's name, or name a --file")
     return prompts
