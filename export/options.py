@@ -114,18 +114,29 @@ class ExportOptions:
         for field, tasks in _TASKS_WITH.items():
             if getattr(self, field) is not None and self.task not in tasks:
                 raise InvalidRequest(field, getattr(self, field), f"only for {', '.join(tasks)}, not for {self.task}")
-        if self.max_model_len is not None and self.max_model_len < 2:
+        if not _is_number(self.max_model_len, 2):
             raise InvalidRequest("max_model_len", self.max_model_len, "a whole number of tokens, at least 2")
-        if self.max_length is not None and self.max_length < SHORTEST_MAX_LENGTH:
+        if not _is_number(self.max_length, SHORTEST_MAX_LENGTH):
             raise InvalidRequest("max_length", self.max_length, f"a whole number of tokens, at least {SHORTEST_MAX_LENGTH}")
-        if self.stride is not None and self.stride < 0:
+        if not _is_number(self.stride, 0):
             raise InvalidRequest("stride", self.stride, "a whole number of tokens, at least 0")
         if self.pooling not in (None, *POOLINGS):
             raise InvalidRequest("pooling", self.pooling, " or ".join(POOLINGS))
         if self.aggregation_strategy not in (None, *AGGREGATION_STRATEGIES):
             raise InvalidRequest("aggregation_strategy", self.aggregation_strategy, " or ".join(AGGREGATION_STRATEGIES))
-        if self.markers is not None and (len(self.markers) != 4 or len(set(self.markers)) != 4 or not all(self.markers)):
+        if self.markers is not None and not _are_markers(self.markers):
             raise InvalidRequest("markers", self.markers, "four different tokens: before and after the head, and the tail")
+
+
+def _is_number(value: object, least: int) -> bool:
+    """Whether ``value`` is left out, or a whole number of at least ``least``. Not only the command line makes options."""
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+
+
+def _are_markers(value: object) -> bool:
+    if not isinstance(value, tuple) or not all(isinstance(token, str) and token for token in value):
+        return False
+    return len(value) == len(set(value)) == 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

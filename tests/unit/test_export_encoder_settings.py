@@ -45,6 +45,11 @@ def settings(
         ("relation-extraction", "markers", ("a", "b", "c"), "four different"),
         ("relation-extraction", "markers", ("a", "b", "a", "b"), "four different"),
         ("relation-extraction", "markers", ("a", "b", "c", ""), "four different"),
+        ("relation-extraction", "markers", "abcd", "four different"),
+        ("relation-extraction", "markers", (1, 2, 3, 4), "four different"),
+        ("text-classification", "max_length", "128", "at least 8"),
+        ("text-classification", "max_length", True, "at least 8"),
+        ("text-classification", "stride", 1.5, "at least 0"),
     ],
 )
 def test_an_option_that_does_not_suit_the_task_is_refused_by_name(task: str, field: str, value: object, allowed: str) -> None:

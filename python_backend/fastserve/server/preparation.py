@@ -95,7 +95,7 @@ def _options(source: Checkpoint | LiveModel, task: str, config: ServerConfig, wo
             force=True,
             **config.export,
         )
-    except (InvalidRequest, TypeError) as error:  # TypeError: an option of another type than it can be compared with
+    except InvalidRequest as error:
         raise ConfigError(str(error)) from None
 
 
