@@ -92,6 +92,16 @@ def test_a_grpc_cancel_frees_the_blocks(server, stream):
         assert caught.value.code() is grpc.StatusCode.CANCELLED
 
 
+def test_a_cancel_ends_every_answer_of_a_request(server):
+    before = cancelled(server)
+    with open_channel(server) as channel:
+        call = start(channel, parameters=FOREVER | {"n": 4, "temperature": 1})
+        next(call)
+        wait_until_blocks_show(server)
+        call.cancel()
+        assert_freed(server, before)
+
+
 def test_a_closed_grpc_channel_frees_the_blocks(server):
     before = cancelled(server)
     with open_channel(server) as channel:

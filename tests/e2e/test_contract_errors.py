@@ -107,6 +107,10 @@ WRONG = {
     "deadline passed": Wrong(
         question(LONG | {"deadline_ms": 40}, **TEXT), "the deadline (deadline_ms) passed before the request finished"
     ),
+    "deadline passed of several answers": Wrong(
+        question(LONG | {"deadline_ms": 60, "n": 3, "temperature": 1}, **TEXT),
+        "the deadline (deadline_ms) passed before the request finished",
+    ),
     "deadline passed in a prefill": Wrong(
         question({"deadline_ms": 1, "max_tokens": 1}, input_ids=[5] * 16000),
         "the deadline (deadline_ms) passed before the request finished",

@@ -30,7 +30,7 @@ ENDINGS = {
     "stop": question({"stop_token_ids": list(range(269))}, **TEXT),
     "length": question({"max_tokens": 2, "ignore_eos": True}, **TEXT),
     "invalid_arg": question({"temperature": -1}, **TEXT),
-    "unsupported": question({"n": 2}, **TEXT),
+    "unsupported": question({"num_beams": 2}, **TEXT),
     "unavailable": question(FOREVER | {"deadline_ms": 1}, input_ids=[5] * 200),
 }
 
@@ -83,6 +83,18 @@ def test_tokens_and_iterations_of_a_request_are_counted_exactly(server):
         "fastserve:requests_total": 1,
     }
     assert 0 < seconds < 5
+
+
+def test_several_answers_are_one_request_with_one_prompt_and_the_tokens_of_all(server):
+    before = counters(server)
+    parameters = {"max_tokens": 5, "ignore_eos": True, "n": 3, "temperature": 1}
+    ask_grpc(server, grpc_message(MODEL, question(parameters, input_ids=[40] * 7)))
+    wait_until(
+        lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) >= before["vllm:generation_tokens_total"] + 15, 5
+    )
+    after = counters(server)
+    names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "fastserve:requests_total", "fastserve:iterations_total")
+    assert [after[name] - before[name] for name in names] == [7, 15, 1, 5]
 
 
 def test_a_prompt_in_chunks_counts_every_token_once(server):

@@ -16,7 +16,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
-from fastserve.tools.client import GenerateRequest, RequestFailed, ServerUnreachable, connect
+from fastserve.tools.client import GenerateRequest, GenerateResponse, RequestFailed, ServerUnreachable, connect
 from tests.local_servers import LocalHttpServer, started
 
 Inputs = dict[str, list[Any]]
@@ -262,6 +262,16 @@ def test_a_server_that_is_not_there_is_unreachable_and_the_message_says_what_to_
         url = f"{scheme}127.0.0.1:{reserved.getsockname()[1]}"
         with connect(url) as client, pytest.raises(ServerUnreachable, match="fastserve serve"):
             list(client.stream(GenerateRequest("m", text="x")))
+
+
+def test_several_answers_have_ended_when_the_last_one_has() -> None:
+    def response(*reasons: str) -> GenerateResponse:
+        return GenerateResponse({"finish_reason": reasons}, 0.0)
+
+    assert response("stop", "None").finish_reason is None
+    assert response("stop", "None").finish_reasons == ("stop", None)
+    assert response("stop", "length").finish_reason == "stop"
+    assert (response().finish_reason, response().finish_reasons) == (None, ())
 
 
 def test_a_model_with_a_batch_dimension_gets_a_leading_one_over_grpc() -> None:

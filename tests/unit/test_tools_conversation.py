@@ -39,7 +39,9 @@ class FakeStream:
             raise piece
         if piece == ENDLESS:
             return GenerateResponse({"text_output": ["half"], "finish_reason": ["None"], "num_output_tokens": [2]}, 0.0)
-        return GenerateResponse({"text_output": [piece], "finish_reason": ["length"], "num_output_tokens": [2]}, 0.0)
+        texts = piece.split("|")  # of several answers
+        reasons = ["length"] * len(texts)
+        return GenerateResponse({"text_output": texts, "finish_reason": reasons, "num_output_tokens": [2]}, 0.0)
 
     def close(self) -> None: ...
 
@@ -106,6 +108,24 @@ def test_a_single_prompt_is_shown_as_it_comes_and_its_speed_goes_to_stderr(serve
     (request,) = client.requests
     assert (request.model, request.text, request.stream) == ("m", "capital?", True)
     assert request.parameters == {"max_tokens": 128, "temperature": 0.0, "stop": ["\n", "END"]}
+
+
+def test_any_parameter_of_the_contract_can_be_given_and_every_answer_is_shown(serve: Serve, capsys: Capture) -> None:
+    client = serve(lambda request: ["one|uno", " two| due"])
+    given = ["n=2", 'bad_words=["the end"]', "tools=[half", "logprobs=3"]
+    assert cli.main(["infer", "m", "count", *(part for each in given for part in ("--parameter", each))]) == 0
+    assert client.requests[0].parameters == {
+        "max_tokens": 128,
+        "n": 2,
+        "bad_words": ["the end"],
+        "tools": "[half",
+        "logprobs": 3,
+    }
+    out, _ = capsys.readouterr()
+    assert "one two\nuno due\n" in out
+    assert cli.main(["infer", "m", "count", "--parameter", "n=2", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["text"], line["other_texts"]) == ("one two", ["uno due"])
 
 
 def test_several_prompts_run_at_the_same_time_and_are_reported_in_their_order(serve: Serve, capsys: Capture) -> None:

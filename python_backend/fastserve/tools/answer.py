@@ -16,6 +16,8 @@ class Answer:
 
     started: float
     text: str = ""
+    others: list[str] = dataclasses.field(default_factory=list)
+    """The texts of the request's other answers (the parameter n)."""
     finish_reason: str | None = None
     num_input_tokens: int | None = None
     num_output_tokens: int = 0
@@ -48,6 +50,8 @@ class Answer:
             self.first, self._first_tokens = response.arrival, tokens
         self.last = response.arrival
         self.text += response.text
+        self.others += [""] * (len(response.texts) - 1 - len(self.others))
+        self.others = [text + new for text, new in zip(self.others, response.texts[1:], strict=True)]
         self.num_output_tokens += tokens
         self.finish_reason = response.finish_reason or self.finish_reason
         if response.num_input_tokens is not None:
@@ -67,6 +71,7 @@ class Answer:
         ttft = self.time_to_first_token_s
         return {
             "text": self.text,
+            **({"other_texts": self.others} if self.others else {}),
             "finish_reason": self.finish_reason,
             "num_input_tokens": self.num_input_tokens,
             "num_output_tokens": self.num_output_tokens,

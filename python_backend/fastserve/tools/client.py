@@ -119,9 +119,14 @@ class GenerateResponse:
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the (first) answer ended; None while it goes on."""
-        reasons = self.tensors.get("finish_reason", ())
-        return str(reasons[0]) if reasons and reasons[0] != "None" else None
+        """Why the (first) answer ended; None while any of the request's answers goes on."""
+        reasons = self.finish_reasons
+        return reasons[0] if reasons and None not in reasons else None
+
+    @property
+    def finish_reasons(self) -> tuple[str | None, ...]:
+        """Why each of the request's answers ended; None for those that go on."""
+        return tuple(None if reason == "None" else str(reason) for reason in self.tensors.get("finish_reason", ()))
 
     @property
     def num_input_tokens(self) -> int | None:

@@ -18,7 +18,7 @@ from fastserve.tools.request_arguments import sampling_parameters
 QUESTION_ANSWERING = "question-answering"
 PAIR_TASKS = ("text-classification", "reranking")
 """Tasks whose second text is the input text_pair."""
-_OWN_ARGUMENTS = ("pair", "question", "context", "head", "tail", "candidate_labels", "parameter")
+_OWN_ARGUMENTS = ("pair", "question", "context", "head", "tail", "candidate_labels")
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,6 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("head", "tail"):
         group.add_argument(f"--{name}", type=_span, metavar="START:END", help=f"characters of the {name} of a relation")
     group.add_argument("--candidate-labels", metavar="A,B,...", help="classes of zero-shot classification")
-    group.add_argument(
-        "--parameter", action="append", default=[], type=parameter, metavar="NAME=VALUE", help="request parameter, e.g. top_k=3"
-    )
 
 
 def parameter(text: str) -> tuple[str, Scalar]:

@@ -8,16 +8,18 @@ import functools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastserve.config import GENERATION_TASK
 from fastserve.errors import FastServeError, ToolError
 from fastserve.tools import console
 from fastserve.tools.answer import Answer, generate
 from fastserve.tools.client import GenerateRequest, connect
-from fastserve.tools.encoder_client import connect_encoder
+from fastserve.tools.encoder_client import Scalar, connect_encoder
 from fastserve.tools.encoder_infer import (
     add_encoder_arguments,
     encoder_requests,
+    parameter,
     refuse_encoder_arguments,
     run_encoder,
     task_to_infer,
@@ -28,6 +30,7 @@ from fastserve.tools.request_arguments import add_sampling_arguments, add_server
 _EPILOG = """examples:
   fastserve infer my-model "Once upon a time" --max-tokens 64
   fastserve infer my-model "one" "two" "three" --temperature 0 --json
+  fastserve infer my-model "Once upon a time" --parameter n=3 --parameter 'bad_words=["the end"]'
   fastserve infer my-model --file prompts.txt --protocol http       one prompt a line; - is stdin
   fastserve infer my-ner "Ada Lovelace lived in London" --parameter aggregation_strategy=simple
   fastserve infer my-classifier "a text" --pair "its second text"
@@ -43,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="FILE", help="more prompts, one a line; - is stdin")
     add_server_arguments(parser)
     add_sampling_arguments(parser, max_tokens=128)
+    parser.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        type=parameter,
+        metavar="NAME=VALUE",
+        help="any other parameter of the model's task, e.g. n=3 or top_k=3; may be given several times",
+    )
     add_encoder_arguments(parser)
     parser.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="show a single answer as it is made"
@@ -67,7 +78,7 @@ def _run_generation(url: str, prompts: list[str], arguments: argparse.Namespace)
     requests = [_request(arguments, prompt) for prompt in prompts]
     failed = False
     with connect(url) as client:
-        if len(requests) == 1 and not arguments.json:
+        if len(requests) == 1 and not arguments.json and requests[0].parameters.get("n", 1) == 1:
             answer = generate(client, requests[0], _show)
             print()
             console.stderr().print(answer.speed(), style="dim")
@@ -98,10 +109,20 @@ def _request(arguments: argparse.Namespace, prompt: str) -> GenerateRequest:
     return GenerateRequest(
         arguments.model,
         text=prompt,
-        parameters=sampling_parameters(arguments),
+        parameters=sampling_parameters(arguments) | {name: _value(value) for name, value in arguments.parameter},
         stream=arguments.stream,
         exclude_input_in_output=None if arguments.stream else True,
     )
+
+
+def _value(value: Scalar) -> Any:
+    """A list or an object from its JSON, all else as it is."""
+    if not isinstance(value, str) or not value.startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _report(prompt: str, outcome: Answer | FastServeError, *, as_json: bool) -> None:
@@ -113,7 +134,8 @@ def _report(prompt: str, outcome: Answer | FastServeError, *, as_json: bool) -> 
     else:
         out = console.stdout()
         out.print(f"> {prompt}", style="bold")
-        out.print(outcome.text)
+        for text in (outcome.text, *outcome.others):
+            out.print(text)
         out.print(outcome.speed() + "\n", style="dim")
 
 
