@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.encoder_scheduler import EncoderScheduler
 from fastserve.core.encoding import EncodingRequest, TokenSequence
-from fastserve.core.events import Aborted, Encoded, Event, Failed, TokenEvent, is_ending
+from fastserve.core.events import Aborted, Encoded, Event, Failed, PromptLogprobs, TokenEvent, is_ending
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import POLICIES
 from fastserve.core.request import Request, SamplingParams
@@ -120,6 +120,7 @@ class Outcome:
     """What each event says of probabilities."""
     endings: list[Any] = dataclasses.field(default_factory=list)
     """A FinishReason, Encoded, an error or "aborted"; exactly one when all is well."""
+    prompt_logprobs: list[Any] = dataclasses.field(default_factory=list)
     others: dict[int, Outcome] = dataclasses.field(default_factory=dict)
     """The request's other answers, by index; an ending that is not theirs alone is in ``endings`` of the first."""
     num_endings: int = 0
@@ -139,9 +140,12 @@ def collect(events: Sequence[Event], outcomes: dict[int, Outcome] | None = None)
         if isinstance(event, TokenEvent):
             outcome = outcome.answer(event.index)
             outcome.token_ids.append(event.token_id)
-            outcome.logprobs.append((event.logprob, event.logprobs, event.prompt_logprobs))
+            outcome.logprobs.append((event.logprob, event.logprobs))
             if event.finish_reason is not None:
                 outcome.endings.append(event.finish_reason)
+        elif isinstance(event, PromptLogprobs):
+            assert not outcome.token_ids, "logprobs of a prompt after the first token"
+            outcome.prompt_logprobs += event.positions
         elif isinstance(event, Encoded):
             outcome.endings.append(event)
         elif isinstance(event, Failed):

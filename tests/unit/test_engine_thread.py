@@ -150,6 +150,20 @@ def test_an_aborted_request_ends_as_aborted_and_frees_its_blocks():
     assert outcomes[1] == run_to_end(make_engine(), requests(2))[1]
 
 
+def test_one_of_several_answers_may_be_withdrawn_and_the_request_ends_with_the_others():
+    runner = SteppedRunner()
+    scene = Scene(runner)
+    scene.submit(make_request(0, [1, 2, 3], n=3, temperature=1.0, max_tokens=5))
+    scene.thread.start()
+    runner.entered.get(timeout=TIMEOUT_S)  # in the run that gives every answer its first token
+    scene.thread.abort(0, 1)
+    for _ in range(10):
+        runner.go.put(True)
+    outcome = scene.end()[0]
+    assert [len(outcome.answer(index).token_ids) for index in range(3)] == [5, 1, 5]
+    assert outcome.endings == [FinishReason.LENGTH] and outcome.num_endings == 1
+
+
 def test_aborting_what_has_ended_or_never_was_does_nothing():
     scene = Scene()
     scene.submit(*requests(1))

@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from fastserve.core.events import TokenEvent
 from fastserve.core.logprobs import TokenLogprob
-from fastserve.tasks.token_logprobs import logprobs_json, prompt_logprobs_json
+from fastserve.tasks.token_logprobs import PromptLogprobsText, logprobs_json
 from fastserve.worker.logprobs import log_probability, position_logprobs
-from tests.doubles import VOCAB_SIZE, ByteTokenizer, hash_logits, make_engine, make_request
+from tests.doubles import VOCAB_SIZE, ByteTokenizer, hash_logits, make_engine, make_request, run_to_end
 
 ROW = np.array([1.0, 3.0, 2.0, 3.0, -np.inf], np.float32)
 
@@ -55,32 +54,31 @@ def test_the_json_names_each_token_by_its_id_with_its_text():
     assert found["104"] == {"logprob": -0.5, "rank": 2, "decoded_token": "h"}
     assert found["257"]["decoded_token"] == "</s>"
     assert found["105"]["logprob"] is None
-    assert json.loads(prompt_logprobs_json([position], ByteTokenizer())) == [None, found]
     assert logprobs_json([], ByteTokenizer()) == "[]"
 
 
-def first_event(engine, request):
-    events = engine.submit(request)
-    while not any(isinstance(event, TokenEvent) and event.request_id == request.request_id for event in events):
-        events += engine.step()
-    return next(event for event in events if event.request_id == request.request_id)
+def test_the_json_of_a_prompt_is_put_together_piece_by_piece():
+    positions = [(TokenLogprob(token_id, -0.5, 1),) for token_id in (104, 105, 106)]
+    text = PromptLogprobsText(ByteTokenizer())
+    assert text.json() == "[null]"
+    text.push(positions[:2])
+    text.push(positions[2:])
+    assert json.loads(text.json()) == [None, *json.loads(logprobs_json(positions, ByteTokenizer()))]
 
 
 PROMPT = [(7 * i) % VOCAB_SIZE for i in range(100)]
 
 
 def expected_prompt(count):
-    return tuple(position_logprobs(hash_logits(PROMPT[:end]), PROMPT[end], count) for end in range(1, len(PROMPT)))
+    return [position_logprobs(hash_logits(PROMPT[:end]), PROMPT[end], count) for end in range(1, len(PROMPT))]
 
 
 @pytest.mark.parametrize("budget", [16, 64, 200])
-def test_the_logprobs_of_a_prompt_come_with_its_first_token_however_it_was_cut(budget):
+def test_the_logprobs_of_a_prompt_come_before_its_first_token_however_it_was_cut(budget):
     engine = make_engine(max_batched_tokens=budget)
-    engine.submit(make_request(0, [3, 4], max_tokens=50))
-    event = first_event(engine, make_request(1, PROMPT, max_tokens=3, prompt_logprobs=2))
-    assert event.prompt_logprobs == expected_prompt(2)
-    rest = [later for later in engine.step() if later.request_id == 1]
-    assert [later.prompt_logprobs for later in rest] == [None]
+    requests = [make_request(0, [3, 4], max_tokens=50), make_request(1, PROMPT, max_tokens=3, prompt_logprobs=2)]
+    outcomes = run_to_end(engine, requests)
+    assert outcomes[1].prompt_logprobs == expected_prompt(2) and outcomes[0].prompt_logprobs == []
 
 
 def test_an_iteration_computes_few_rows_for_prompts():
@@ -95,6 +93,6 @@ def test_an_iteration_computes_few_rows_for_prompts():
     assert max(rows) <= 64 + 4 and sum(rows) == 3 * 100 + 1
 
 
-def test_a_prompt_of_one_token_has_no_logprobs_but_says_so():
-    assert first_event(make_engine(), make_request(1, [5], prompt_logprobs=1)).prompt_logprobs == ()
-    assert first_event(make_engine(), make_request(1, [5])).prompt_logprobs is None
+def test_a_prompt_of_one_token_has_no_logprobs():
+    outcomes = run_to_end(make_engine(), [make_request(1, [5], prompt_logprobs=1)])
+    assert outcomes[1].prompt_logprobs == [] and outcomes[1].num_endings == 1

@@ -133,6 +133,9 @@ def check_outcome(request, outcome, cut):
             assert len(found.token_ids) == len(expected.token_ids)
         assert found.token_ids == expected.token_ids[: len(found.token_ids)]
         assert found.logprobs == expected.logprobs[: len(found.token_ids)]
+    assert outcome.prompt_logprobs == alone.prompt_logprobs[: len(outcome.prompt_logprobs)]
+    assert not outcome.token_ids or outcome.prompt_logprobs == alone.prompt_logprobs
     single = run_alone(request.prompt_token_ids, dataclasses.replace(request.params, n=1))
     assert (single.token_ids, single.logprobs) == (alone.token_ids, alone.logprobs)
+    assert single.prompt_logprobs == alone.prompt_logprobs
     return name

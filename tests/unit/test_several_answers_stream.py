@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastserve.core.events import TokenEvent
+import json
+
+from fastserve.core.events import PromptLogprobs, TokenEvent
+from fastserve.core.logprobs import TokenLogprob
 from fastserve.core.request import FinishReason
 from fastserve.tasks.text_generation import GenerationInput
 from fastserve.triton.generation_stream import GenerationResponse
@@ -74,3 +77,15 @@ def test_of_several_answers_the_likeliest_are_sent_the_best_first():
     assert rows(channel, "text_output") == [[b"askb", b"askd"]]
     assert rows(channel, "cumulative_logprob") == [[-1.0, -2.0]]
     assert rows(channel, "num_output_tokens") == [[1, 1]] and end.engine_knows
+
+
+def test_the_prompts_logprobs_wait_for_the_first_response_and_are_sent_once():
+    response, channel, _ = open_stream(prompt_logprobs=0)
+    for token_id in (115, 107):
+        assert response.push([PromptLogprobs(5, ((TokenLogprob(token_id, -0.5, 1),),))]) is None
+    assert channel.responses == []
+    response.push([token(0, "a"), token(1, "x")])
+    response.push([token(0, "b"), token(1, "y")])
+    first, second = (tensors for tensors, _ in channel.responses)
+    assert [position and list(position) for position in json.loads(first["prompt_logprobs"][0])] == [None, ["115"], ["107"]]
+    assert "prompt_logprobs" not in second

@@ -31,14 +31,20 @@ class TokenEvent:
     finish_reason: FinishReason | None
     logprobs: PositionLogprobs | None = None
     """The token among the likeliest ones; None unless asked for."""
-    prompt_logprobs: tuple[PositionLogprobs, ...] | None = None
-    """With the first token: the same for each token of the prompt but its first; None unless asked for."""
     timeline: Timeline | None = None
     """None unless asked for."""
     index: int = 0
     """Which of the request's answers."""
     num_open: int = 0
     """Other answers of the request that have not ended. With a ``finish_reason`` and none of these it is the request's last."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The next tokens of a prompt, from its second on, among the likeliest ones. All come before the first TokenEvent."""
+
+    request_id: int
+    positions: tuple[PositionLogprobs, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,9 +72,11 @@ class Aborted:
     request_id: int
 
 
-Event = TokenEvent | Encoded | Failed | Aborted
+Event = TokenEvent | PromptLogprobs | Encoded | Failed | Aborted
 
 
 def is_ending(event: Event) -> bool:
     """Whether nothing more comes of the request."""
-    return not isinstance(event, TokenEvent) or (event.finish_reason is not None and event.num_open == 0)
+    if isinstance(event, TokenEvent):
+        return event.finish_reason is not None and event.num_open == 0
+    return not isinstance(event, PromptLogprobs)

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Items
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from fastserve.core.events import Event, Failed, Timeline, TokenEvent
+from fastserve.core.events import Event, Failed, PromptLogprobs, Timeline, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import SampledToken, StepPlan
 from fastserve.core.request import FinishReason
@@ -85,14 +85,17 @@ class Reservation:
         self._committed = True
         for chunk in self.plan.chunks:
             chunk.sequence.num_computed += chunk.num_tokens
+        events: list[Event] = []
         for sequence, positions in prompt_logprobs.items():
-            sequence.prompt_logprobs.extend(positions)
+            sequence.num_prompt_logprobs_known += len(positions)
+            events.append(PromptLogprobs(sequence.request.request_id, tuple(positions)))
         for first, *others in self.drawing:
             for sequence in others:
                 self._scheduler.begin_answer(sequence, first, self.plan.now)
         drawing = [sequence for sequences in self.drawing for sequence in sequences]
-        pairs = zip(drawing, tokens, strict=True)
-        return [event for sequence, token in pairs for event in self._commit_token(sequence, token)]
+        for sequence, token in zip(drawing, tokens, strict=True):
+            events += self._commit_token(sequence, token)
+        return events
 
     def _commit_token(self, sequence: Sequence, token: SampledToken | FastServeError) -> list[Event]:
         request_id = sequence.request.request_id
@@ -138,9 +141,6 @@ class _Before:
 def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason | None, num_open: int) -> TokenEvent:
     """``sequence``: which the token is the newest of. ``num_open``: other answers that go on."""
     request = sequence.request
-    params = request.params
-    wanted = params.prompt_logprobs is not None and sequence.index == 0 and len(sequence.output_token_ids) == 1
-    prompt = tuple(sequence.prompt_logprobs) if wanted else None
     timeline = None
     if request.return_timing and sequence.started is not None:
         timeline = Timeline(sequence.started, sequence.num_preemptions)
@@ -150,7 +150,6 @@ def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason |
         token.logprob,
         reason,
         logprobs=token.logprobs,
-        prompt_logprobs=prompt,
         timeline=timeline,
         index=sequence.index,
         num_open=num_open,

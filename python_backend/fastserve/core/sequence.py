@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 
-from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.request import FinishReason, Request
 
 
@@ -35,8 +34,8 @@ class Sequence:
         "index",
         "num_computed",
         "num_preemptions",
+        "num_prompt_logprobs_known",
         "output_token_ids",
-        "prompt_logprobs",
         "request",
         "started",
         "status",
@@ -47,7 +46,7 @@ class Sequence:
         self.request = request
         self.index = index
         self.output_token_ids: list[int] = []
-        self.prompt_logprobs: list[PositionLogprobs] = []  # of the prompt's second token and those after it, as far as known
+        self.num_prompt_logprobs_known = 0  # of num_prompt_logprobs; a preempted sequence keeps them
         self.num_computed = 0
         self.num_preemptions = 0
         self.started: float | None = None  # when it first took part in an iteration, seconds on the engine's clock
@@ -67,11 +66,6 @@ class Sequence:
         """Tokens of the prompt whose log-probabilities are wanted of this answer: none, or all but the first."""
         wanted = self.index == 0 and self.request.params.prompt_logprobs is not None
         return len(self.request.prompt_token_ids) - 1 if wanted else 0
-
-    @property
-    def num_prompt_logprobs_known(self) -> int:
-        """How many of them are known already; a preempted sequence keeps them."""
-        return len(self.prompt_logprobs)
 
     def others_to_begin(self) -> list[Sequence]:
         """The request's other answers, when they begin with the next token of this one; else none."""

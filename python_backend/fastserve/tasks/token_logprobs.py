@@ -18,9 +18,21 @@ def logprobs_json(positions: Sequence[PositionLogprobs], tokenizer: Tokenizer) -
     return json.dumps(_describe(positions, tokenizer))
 
 
-def prompt_logprobs_json(positions: Sequence[PositionLogprobs], tokenizer: Tokenizer) -> str:
-    """The same for a prompt: null for its first token, which follows nothing, then an object for each other one."""
-    return json.dumps([None, *_describe(positions, tokenizer)])
+class PromptLogprobsText:
+    """The same for a prompt, which becomes known piece by piece: null for its first token, which follows nothing, then an object
+    for each other one. A long prompt makes megabytes, so each piece is written when it comes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._parts = ["null"]
+
+    def push(self, positions: Sequence[PositionLogprobs]) -> None:
+        """Add the next tokens, at least one."""
+        self._parts.append(logprobs_json(positions, self._tokenizer)[1:-1])
+
+    def json(self) -> str:
+        """What has come so far."""
+        return f"[{', '.join(self._parts)}]"
 
 
 def _describe(positions: Sequence[PositionLogprobs], tokenizer: Tokenizer) -> list[dict[int, dict[str, Any]]]:

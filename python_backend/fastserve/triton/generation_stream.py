@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from fastserve.core.events import TokenEvent
+from fastserve.core.events import PromptLogprobs, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.request import FinishReason
 from fastserve.tasks.text_generation import GenerationStream, PreparedGeneration
-from fastserve.tasks.token_logprobs import logprobs_json, prompt_logprobs_json
+from fastserve.tasks.token_logprobs import PromptLogprobsText, logprobs_json
 from fastserve.text.tokenizer import Tokenizer
 from fastserve.triton.protocol import Answer, Prompt, ReturnFlags, encode_answers
 from fastserve.triton.request_timing import RequestTiming
@@ -33,18 +33,21 @@ class GenerationResponse(ResponseStream):
         super().__init__(channel, prepared.request.request_id)
         self._prepared = prepared
         self._flags = flags
-        self._tokenizer = tokenizer
         self._withdraw = withdraw
         self._answers = [UnsentAnswer(prepared, tokenizer) for _ in range(prepared.request.params.n)]
         self._timing = RequestTiming(prepared.arrived, clock)
-        self._prompt_logprobs: tuple[PositionLogprobs, ...] | None = None  # until they are sent
+        wants_prompt = prepared.request.params.prompt_logprobs is not None
+        self._prompt_logprobs = PromptLogprobsText(tokenizer) if wants_prompt else None  # until they are sent
 
-    def push(self, events: Sequence[TokenEvent]) -> StreamEnd | None:
+    def push(self, events: Sequence[TokenEvent | PromptLogprobs]) -> StreamEnd | None:
         """Sends in one response what the tokens add (streaming), or keeps it until the last. The engine is told of each answer
         that ends at a stop string while others go on."""
         self.started = True
         news = False
         for event in events:
+            if isinstance(event, PromptLogprobs):
+                self._take_prompt_logprobs(event)
+                continue
             answer = self._answers[event.index]
             if answer.finish_reason is not None:
                 continue  # it ended at a stop string, which the engine did not know yet
@@ -58,10 +61,12 @@ class GenerationResponse(ResponseStream):
 
     def _take(self, event: TokenEvent, answer: UnsentAnswer) -> None:
         self._timing.push(event)
-        if event.prompt_logprobs is not None:
-            self._prompt_logprobs = event.prompt_logprobs
         if answer.push(event) and event.finish_reason is None and len(self._answers) > 1:
             self._withdraw(self.request_id, event.index)
+
+    def _take_prompt_logprobs(self, event: PromptLogprobs) -> None:
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.push(event.positions)
 
     def _end(self, event: TokenEvent) -> StreamEnd:
         """``event``: the one that ended the last answer."""
@@ -78,9 +83,8 @@ class GenerationResponse(ResponseStream):
         self.channel.send(tensors, final=timing is not None)
 
     def _take_prompt(self) -> Prompt:
-        positions, self._prompt_logprobs = self._prompt_logprobs, None
-        logprobs = None if positions is None else prompt_logprobs_json(positions, self._tokenizer)
-        return Prompt(len(self._prepared.request.prompt_token_ids), logprobs)
+        text, self._prompt_logprobs = self._prompt_logprobs, None
+        return Prompt(len(self._prepared.request.prompt_token_ids), None if text is None else text.json())
 
 
 class UnsentAnswer:
