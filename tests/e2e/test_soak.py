@@ -29,6 +29,8 @@ def random_request(rng: random.Random) -> tuple[str, GenerateRequest]:
         parameters["deadline_ms"] = rng.randint(1, 50)
     if rng.random() < 0.3:
         parameters["stop"] = rng.choice(("e", "th", ["\n", "zz"]))
+    if parameters["temperature"] and rng.random() < 0.3:
+        parameters |= {"n": rng.choice((2, 3)), "logprobs": 2, "prompt_logprobs": rng.choice((None, 1))}
     if kind == "bad":
         parameters |= rng.choice(BAD_PARAMETERS)
     prompt = [rng.randrange(3, VOCAB_SIZE) for _ in range(rng.choice((1, 5, 20, 60, 150)))]
