@@ -13,7 +13,7 @@ import pytest
 from fastserve.core.invariants import violations
 from fastserve.core.request import FinishReason, Request
 from fastserve.core.sequence import SequenceStatus
-from fastserve.errors import DeadlineExceeded, QueueFull, RequestTooLong, StepFailed
+from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
 from tests.doubles import VOCAB_SIZE, FakeClock, HashingRunner, Outcome, collect, make_engine, make_request, run_to_end
 
 NUM_REQUESTS = 60
@@ -120,7 +120,8 @@ def check_outcome(request, outcome, cut):
     """Holds an outcome against the same request alone; returns the name of its ending. ``cut``: the answers that were ended
     early, by request and index."""
     early = [ending for ending in outcome.endings if not isinstance(ending, FinishReason)]
-    name = str(outcome.endings[0]) if not early else type(early[0]).__name__ if early[0] != "aborted" else "aborted"
+    endings = early or outcome.endings or ["withdrawn"]  # the first answer was, and the others ended by themselves
+    name = type(endings[0]).__name__ if isinstance(endings[0], FastServeError) else str(endings[0])
     if early and isinstance(early[0], (QueueFull, RequestTooLong)):
         assert outcome.token_ids == []
         return name
