@@ -9,6 +9,8 @@ import psutil
 from fastserve.tools.launcher import TritonLauncher
 
 SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_PREFIX = "--backend-config=python,shm-region-prefix-name="
+"""The server's argument that says how the names of its stubs' shared memory begin."""
 
 
 def server_processes(server: TritonLauncher) -> list[psutil.Process]:
@@ -34,6 +36,11 @@ def resident_bytes(process: psutil.Process) -> int:
     return int(process.memory_info().rss)
 
 
-def shared_memory_bytes() -> int:
-    """Bytes that files in /dev/shm really take."""
-    return sum(file.stat().st_blocks * 512 for file in SHARED_MEMORY.iterdir() if file.is_file())
+def shared_memory_bytes(server: TritonLauncher) -> int:
+    """Bytes that the server's files in /dev/shm really take, whichever of its stubs made them."""
+    prefix = next(
+        argument.removeprefix(SHARED_MEMORY_PREFIX)
+        for argument in psutil.Process(server.pid).cmdline()
+        if argument.startswith(SHARED_MEMORY_PREFIX)
+    )
+    return sum(file.stat().st_blocks * 512 for file in SHARED_MEMORY.glob(f"{prefix}*"))

@@ -148,7 +148,7 @@ def test_versions_change_under_load_and_no_stream_fails_or_mixes_them(serving):
             seen = load.sent
             wait_until(lambda seen=seen: load.sent > seen + CLIENTS, LOAD_S)
             resident[version] = sum(resident_bytes(process) for process in server_processes(serving.launcher))
-            shared[version] = shared_memory_bytes()
+            shared[version] = shared_memory_bytes(serving.launcher)
         wait_until(lambda: load.sent >= REQUESTS, LOAD_S)
         load.stop()
     assert [answer.error for answer in load.answers if answer.error] == []

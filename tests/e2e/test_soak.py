@@ -90,15 +90,15 @@ def test_two_thousand_mixed_requests_end_once_each_and_leave_nothing_behind(serv
         endings = run_requests(clients, 1, NUM_WARM)
         wait_until_empty(server)
         stub = stub_process(server, MODEL)
-        rss, shared = resident_bytes(stub), shared_memory_bytes()
+        rss, shared = resident_bytes(stub), shared_memory_bytes(server)
         endings += run_requests(clients, 2, NUM_REQUESTS - NUM_WARM)
         wait_until_empty(server)
         after = resident_bytes(stub)
-    print(f"{endings}; RSS {rss / 2**20:.1f} -> {after / 2**20:.1f} MiB; /dev/shm {shared} -> {shared_memory_bytes()}")
+    print(f"{endings}; RSS {rss / 2**20:.1f} -> {after / 2**20:.1f} MiB; /dev/shm {shared} -> {shared_memory_bytes(server)}")
     assert endings.total() == NUM_REQUESTS
     for ending in ("stop", "length", "cancelled by the client", "INVALID_ARG", "UNSUPPORTED", "UNAVAILABLE"):
         assert endings[ending] > 0, f"no request ended {ending}: {endings}"
     wait_until(lambda: read_metric(server, "fastserve:requests_total", MODEL) - endings_before == NUM_REQUESTS, 10.0)
     assert read_metric(server, "fastserve:kv_blocks_free", MODEL) == 24
     assert after <= rss * RSS_GROWTH
-    assert shared_memory_bytes() <= shared
+    assert shared_memory_bytes(server) <= shared
