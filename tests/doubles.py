@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.core.block_pool import BlockPool
+from fastserve.core.cost_model import CostModel
 from fastserve.core.encoder_scheduler import EncoderScheduler
 from fastserve.core.encoding import EncodingRequest, TokenSequence
 from fastserve.core.events import Aborted, Encoded, Event, Failed, PromptLogprobs, TokenEvent, is_ending
 from fastserve.core.planner import StepLimits
-from fastserve.core.policy import POLICIES
+from fastserve.core.policy import make_policy
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.encoder_engine import EncoderEngine
@@ -83,9 +84,11 @@ def hash_logits(context: Sequence[int], vocab_size: int = VOCAB_SIZE) -> npt.NDA
     return np.random.default_rng(state).standard_normal(vocab_size).astype(np.float32)
 
 
-def make_request(request_id: int, prompt: Sequence[int], *, deadline: float | None = None, **params: Any) -> Request:
+def make_request(
+    request_id: int, prompt: Sequence[int], *, deadline: float | None = None, priority: int = 0, **params: Any
+) -> Request:
     """A greedy request unless ``params`` say otherwise."""
-    return Request(request_id, tuple(prompt), SamplingParams(**({"temperature": 0.0} | params)), deadline)
+    return Request(request_id, tuple(prompt), SamplingParams(**({"temperature": 0.0} | params)), deadline, priority=priority)
 
 
 def make_engine(
@@ -97,18 +100,20 @@ def make_engine(
     max_batched_tokens: int = 16,
     max_model_len: int = 128,
     max_queue_size: int = 1000,
+    policy: str = "fcfs",
     clock: Callable[[], float] | None = None,
 ) -> Engine:
     """A real engine over a :class:`HashingRunner` (or ``runner``)."""
+    cost_model = CostModel(0.01, 0.002, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     scheduler = Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
         BlockPool(num_blocks, block_size),
-        POLICIES["fcfs"](),
+        make_policy(policy, cost_model, inner="gittins"),
         max_model_len=max_model_len,
         max_queue_size=max_queue_size,
     )
     kv_cache = KVCache(CacheSpec((LayerCacheSpec(1, 1),)), num_blocks, block_size, "fp32")
-    return Engine(scheduler, runner or HashingRunner(), kv_cache, clock=clock or FakeClock())
+    return Engine(scheduler, runner or HashingRunner(), kv_cache, clock=clock or FakeClock(), cost_model=cost_model)
 
 
 @dataclasses.dataclass

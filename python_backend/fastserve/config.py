@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from fastserve.errors import ConfigError
 
-POLICIES = ("fcfs",)
+INNER_POLICIES = ("fcfs", "skip_join_mlfq", "gittins", "vtc")
+POLICIES = (*INNER_POLICIES, "priority")
 KV_CACHE_DTYPES = ("fp32", "fp16")
 
 SHARE_WEIGHTS = ("auto", "on", "off")
@@ -64,6 +65,7 @@ class EngineConfig:
     """How one model instance is served. 0 means "chosen by the engine" where the help text says so."""
 
     policy: str = _field("fcfs", "order in which requests are served", choices=POLICIES)
+    priority_inner_policy: str = _field("fcfs", "order inside a class when policy is priority", choices=INNER_POLICIES)
     max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
     max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)
     max_queue_size: int = _max_queue_size()

@@ -32,6 +32,8 @@ GOOD = {
     "truncate_prompt_tokens": [1, "2", 10_000],
     "tools": [[]],
     "deadline_ms": [60_000, "60000", 10**10],
+    "priority": [0, "0"],
+    "tenant": ["", "ada"],
     "messages": [[TURN], [{"role": "system", "content": ""}, TURN]],
 }
 BAD = {
@@ -58,6 +60,8 @@ BAD = {
     "truncate_prompt_tokens": [0, -1, "few", True],
     "tools": ["f", [1], {"a": 1}],
     "deadline_ms": [0, -5, 10**10 + 1, "soon", 0.5],
+    "priority": [-101, 101, 0.5, "x", True],
+    "tenant": [1, ["ada"], "a" * 257],
     "messages": ["hi", [], [{}], [{"role": "user"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": ["x"]}], TURN],
 }
 ASKS_FOR_MORE = {
@@ -66,7 +70,6 @@ ASKS_FOR_MORE = {
     "json": [{"type": "object"}, "{}"],
     "regex": ["a+"],
     "choice": [["yes", "no"]],
-    "priority": [1, "5"],
 }
 REQUEST_PARAMETERS = {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "top_k": 20, "min_length": 3, "seed": 11}
 """What clients of vLLM's backend send as undeclared top-level keys of ``generate``."""

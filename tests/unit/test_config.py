@@ -6,12 +6,15 @@ import dataclasses
 
 import pytest
 
-from fastserve.config import KV_CACHE_DTYPES, POLICIES, EncoderConfig, EngineConfig, parse_config
+from fastserve.config import INNER_POLICIES, KV_CACHE_DTYPES, POLICIES, EncoderConfig, EngineConfig, parse_config
 from fastserve.core import policy
+from fastserve.core.cost_model import CostModel
+from fastserve.core.policy import make_policy
 from fastserve.errors import ConfigError
 
 GOOD = {
-    "policy": ("fcfs", "fcfs"),
+    "policy": ("gittins", "gittins"),
+    "priority_inner_policy": ("vtc", "vtc"),
     "max_num_seqs": ("7", 7),
     "max_batched_tokens": (" 512 ", 512),
     "max_queue_size": ("3", 3),
@@ -29,6 +32,8 @@ BAD = [
     ("share_weights", "yes", "auto or on or off"),
     ("policy", "lifo", "fcfs"),
     ("policy", "", "fcfs"),
+    ("policy", "srpt_oracle", "fcfs or skip_join_mlfq or gittins or vtc or priority"),
+    ("priority_inner_policy", "priority", "fcfs or skip_join_mlfq or gittins or vtc"),
     ("max_num_seqs", "0", "from 1 to 4096"),
     ("max_num_seqs", "4097", "from 1 to 4096"),
     ("max_batched_tokens", "-5", "from 1 to 65536"),
@@ -112,7 +117,15 @@ def test_a_configuration_cannot_be_changed_afterwards():
 
 
 def test_the_policies_that_can_be_configured_are_those_that_exist():
-    assert set(policy.POLICIES) == set(POLICIES)
+    costs = CostModel(0.01, 0.001, max_num_seqs=4, max_batched_tokens=16)
+    assert [type(make_policy(name, costs)).__name__ for name in POLICIES] == [
+        "FirstComeFirstServed",
+        "SkipJoinMLFQ",
+        "GittinsIndex",
+        "VirtualTokenCounter",
+        "PriorityClasses",
+    ]
+    assert tuple(policy.INNER_POLICIES) == INNER_POLICIES
     assert EngineConfig().policy in POLICIES
     assert EngineConfig().kv_cache_dtype in KV_CACHE_DTYPES
 

@@ -54,6 +54,7 @@ RULES = {
     "worker": rule("core worker", "numpy onnxruntime"),
     "text": rule("text", "tokenizers jinja2"),
     "tasks": rule("core text tasks", "numpy"),
+    "simulator": rule("core simulator", "rich matplotlib", modules={"fastserve.tools.console"}),
     "engine": rule("core worker text tasks engine", "numpy"),
     "triton": rule("core worker text tasks engine functions triton", f"numpy {TRITON_MODULE}"),
     "tools": rule(
@@ -65,6 +66,7 @@ RULES = {
                 for name in ("command", "inspection", "options", "perplexity", "source_perplexity", "source_predictions")
             ),
             "fastserve.worker.kernels",
+            "fastserve.simulator.command",
         },
     ),
     "server": rule(

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from fastserve.config import POLICIES
 from fastserve.core.invariants import violations
 from fastserve.core.request import FinishReason, Request
 from fastserve.core.sequence import SequenceStatus
@@ -18,6 +19,7 @@ from tests.doubles import VOCAB_SIZE, FakeClock, HashingRunner, Outcome, collect
 
 NUM_REQUESTS = 60
 SEEDS = range(25)
+SEEDS_OF_ONE_POLICY = range(5)
 
 
 def random_request(rng, request_id, now):
@@ -36,7 +38,8 @@ def random_request(rng, request_id, now):
     params["prompt_logprobs"] = rng.choice((None, None, 0, 2))
     prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((1, 3, 4, 5, 17, 60, 130)))]
     deadline = now + rng.uniform(0.0, 30.0) if rng.random() < 0.1 else None
-    return make_request(request_id, prompt, deadline=deadline, **params)
+    request = make_request(request_id, prompt, deadline=deadline, **params)
+    return dataclasses.replace(request, tenant=rng.choice(("ada", "bob", "eve")))
 
 
 @functools.cache
@@ -49,6 +52,20 @@ def run_alone(prompt_token_ids, params):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_tokens_do_not_depend_on_the_schedule_and_every_request_ends_once(seed):
     assert run_schedule(seed).total() >= NUM_REQUESTS
+
+
+@pytest.mark.parametrize("seed", SEEDS_OF_ONE_POLICY)
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "fcfs"])
+def test_they_do_not_depend_on_the_policy_either(policy, seed):
+    assert run_schedule(1000 + seed, policy).total() >= NUM_REQUESTS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_under_every_policy_the_random_schedules_preempt_and_abort(policy):
+    first = 0 if policy == "fcfs" else 1000
+    seen = sum((run_schedule(first + seed, policy) for seed in SEEDS_OF_ONE_POLICY), Counter())
+    assert seen["preemptions"] > 0
+    assert seen["aborted"] > 0
 
 
 def test_the_random_schedules_see_every_kind_of_event():
@@ -68,7 +85,7 @@ def test_the_random_schedules_see_every_kind_of_event():
 
 
 @functools.cache
-def run_schedule(seed):
+def run_schedule(seed, policy="fcfs"):
     """Runs a schedule, checking after every step; returns how often each kind of event was seen."""
     rng = random.Random(seed)
     clock, runner, seen = FakeClock(), HashingRunner(), Counter()
@@ -78,11 +95,14 @@ def run_schedule(seed):
         max_num_seqs=rng.choice((1, 4, 16)),
         max_batched_tokens=rng.choice((16, 24, 64)),
         max_queue_size=rng.choice((10, 100)),
+        policy=policy,
         clock=clock,
     )
     copy_blocks = engine._kv_cache.copy_blocks
     engine._kv_cache.copy_blocks = lambda copies: (seen.update({"copied blocks": len(copies)}), copy_blocks(copies))
     arrivals = [random_request(rng, request_id, 0.0) for request_id in range(NUM_REQUESTS)]
+    if policy == "priority":
+        arrivals = [dataclasses.replace(request, priority=rng.choice((-1, 0, 5))) for request in arrivals]
     requests, outcomes, events, cut = {}, {}, [], set()
     while arrivals or engine.has_work:
         clock.advance(rng.choice((0.0, 0.1, 1.0)))
@@ -106,6 +126,7 @@ def run_schedule(seed):
             events += engine.step()
             seen["preempted siblings"] += sum(sequence.status is SequenceStatus.WAITING for sequence in siblings)
         assert violations(engine.scheduler) == []
+        check_order(engine.scheduler, clock.now)
     collect(events, outcomes)
     assert engine.scheduler.pool.num_used == 0
     seen["preemptions"] = engine.stats().preemptions
@@ -114,6 +135,16 @@ def run_schedule(seed):
         assert outcome.num_endings == 1, f"request {request_id} ended {outcome.num_endings} times"
         seen[check_outcome(requests[request_id], outcome, cut)] += 1
     return seen
+
+
+def check_order(scheduler, now):
+    """The order is total, does not change by asking, and is the same from both ends, also for those that hold blocks."""
+    ordered = list(scheduler.policy.ordered(now))
+    assert len(ordered) == len(set(ordered)) == len(scheduler.sequences)
+    assert list(scheduler.policy.ordered(now)) == ordered
+    assert list(scheduler.policy.least_urgent(scheduler.sequences, now)) == ordered[::-1]
+    holding = [sequence for sequence in ordered if sequence in scheduler.holders]
+    assert list(scheduler.policy.least_urgent(scheduler.holders, now)) == holding[::-1]
 
 
 def check_outcome(request, outcome, cut):

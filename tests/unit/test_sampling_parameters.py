@@ -36,6 +36,8 @@ GOOD = {
     "truncate_prompt_tokens": [(1, 1), ("50", 50)],
     "tools": [([], ()), ([{"type": "function"}], ({"type": "function"},))],
     "deadline_ms": [(1, 1), ("2500", 2500), (10**10, 10**10)],
+    "priority": [(0, 0), ("-3", -3), (-100, -100), (100, 100)],
+    "tenant": [("", ""), ("ada", "ada"), ("a" * 256, "a" * 256)],
     "messages": [(CHAT, tuple(CHAT)), (CHAT * 3, tuple(CHAT * 3)), (CALL, tuple(CALL))],
 }
 
@@ -64,6 +66,8 @@ BAD = {
     "truncate_prompt_tokens": [*WRONG_NUMBERS, 0, -1, 1.5],
     "tools": ["f", {}, [1], ["f"], 5],
     "deadline_ms": [*WRONG_NUMBERS, 0, -5, 10**10 + 1, HUGE],
+    "priority": [*WRONG_NUMBERS, -101, 101, 0.5],
+    "tenant": [1, True, ["ada"], {}, "a" * 257],
     "messages": ["hi", [], {}, [1], ["hi"], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}]],
 }
 BAD["messages"] += [[{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "text"}]}], [*CHAT, 3], 7]
@@ -92,6 +96,8 @@ RANGES = {
     "truncate_prompt_tokens": "at least 1",
     "tools": "a list of JSON objects",
     "deadline_ms": "milliseconds from 1 to 10000000000",
+    "priority": "from -100 (the most urgent) to 100",
+    "tenant": "at most 256 characters",
     "messages": '{"role": string, "content": string}',
 }
 
@@ -176,8 +182,6 @@ def test_keys_that_are_tritons_own_business_are_passed_over(key):
         ("json", {"type": "object"}),
         ("regex", "a+"),
         ("choice", ["a", "b"]),
-        ("priority", 3),
-        ("priority", {}),
     ],
 )
 def test_a_key_of_the_contract_that_is_not_implemented_says_so(key, value):
@@ -188,9 +192,7 @@ def test_a_key_of_the_contract_that_is_not_implemented_says_so(key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1")]
-    + [("priority", "0")]
-    + [(key, None) for key in UNSUPPORTED],
+    [("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1")] + [(key, None) for key in UNSUPPORTED],
 )
 def test_asking_for_nothing_of_what_is_not_implemented_is_accepted(key, value):
     assert parse({key: value}) == parse({})

@@ -8,7 +8,7 @@ from fastserve.core.block_pool import BlockPool
 from fastserve.core.invariants import violations
 from fastserve.core.plan import SampledToken
 from fastserve.core.planner import StepLimits
-from fastserve.core.policy import POLICIES
+from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.request import FinishReason
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import SequenceStatus
@@ -20,7 +20,7 @@ def make_scheduler(num_blocks=64, block_size=4, max_num_seqs=4, max_batched_toke
     return Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
         BlockPool(num_blocks, block_size),
-        POLICIES["fcfs"](),
+        FirstComeFirstServed(),
         max_model_len=max_model_len,
         max_queue_size=max_queue_size,
     )
@@ -30,7 +30,7 @@ def step(scheduler, now=0.0, token_id=1):
     """Plan and commit one iteration in which every sampling sequence draws ``token_id``."""
     plan = scheduler.plan(now)
     with scheduler.reserve(plan) as reservation:
-        events = reservation.commit([SampledToken(token_id)] * len(plan.sampling))
+        events = reservation.commit([SampledToken(token_id)] * len(plan.sampling), started=now, ended=now)
     assert violations(scheduler) == []
     return plan, events
 
@@ -151,7 +151,7 @@ def test_an_error_in_a_tokens_place_ends_that_request_alone():
         scheduler.add(make_request(request_id, range(3)), 0.0)
     plan = scheduler.plan(0.0)
     with scheduler.reserve(plan) as reservation:
-        outcomes = collect(reservation.commit([StepFailed("bad row"), SampledToken(5)]))
+        outcomes = collect(reservation.commit([StepFailed("bad row"), SampledToken(5)], started=0.0, ended=0.0))
     assert isinstance(outcomes[1].endings[0], StepFailed)
     assert (outcomes[2].token_ids, outcomes[2].endings) == ([5], [])
     assert [s.request.request_id for s in scheduler.sequences] == [2]

@@ -37,6 +37,8 @@ def _pool_violations(scheduler: Scheduler) -> list[str]:
 
 def _sequence_violations(scheduler: Scheduler) -> list[str]:
     found: list[str] = []
+    if set(scheduler.holders) != {sequence for sequence in scheduler.sequences if sequence.block_table}:
+        found.append("the scheduler's list of those that hold blocks is wrong")
     for sequence in scheduler.sequences:
         name = f"request {sequence.request.request_id}"
         if sequence.status is SequenceStatus.FINISHED:

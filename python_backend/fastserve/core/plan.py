@@ -40,6 +40,11 @@ class StepPlan:
         """The sequences that draw a token, in row order of the logits."""
         return [chunk.sequence for chunk in self.chunks if chunk.samples]
 
+    @property
+    def num_tokens(self) -> int:
+        """Computed by the run."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SampledToken:

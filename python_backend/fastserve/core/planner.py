@@ -3,7 +3,7 @@
 The rules, in the order of the policy:
 
 1. At most ``max_num_seqs`` sequences. The first waiting sequence that cannot be admitted closes the door behind it, so
-   that a small request never overtakes a large one for ever.
+   that a small request never overtakes a large one for ever; less urgent sequences that hold blocks go on if there is room.
 2. Every sequence that only needs its next token (decode) gets it; prefill chunks share what is left of
    ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
    Agrawal et al., 2023).
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import Chunk, StepPlan
@@ -37,7 +37,8 @@ class StepLimits:
 class Planner:
     """Builds one :class:`StepPlan` without changing anything; made afresh for each iteration."""
 
-    def __init__(self, limits: StepLimits, pool: BlockPool, policy: Policy, now: float) -> None:
+    def __init__(self, limits: StepLimits, pool: BlockPool, policy: Policy, holders: Collection[Sequence], now: float) -> None:
+        """``holders``: the sequences that hold blocks."""
         self._limits = limits
         self._pool = pool
         self._policy = policy
@@ -47,8 +48,8 @@ class Planner:
         self._given_up: Counter[int] = Counter()  # references to blocks that the plan drops
         self._preempted: dict[Sequence, None] = {}
         self._passed: set[Sequence] = set()  # the sequences planned so far: more urgent than those to come
-        # Rule 3: who holds blocks, the least urgent first.
-        self._victims = (sequence for sequence in policy.least_urgent(now) if sequence.block_table)
+        self._holders = holders
+        self._victims: Iterator[Sequence] | None = None  # Rule 3: who holds blocks, the least urgent first; made when needed
 
     def plan(self) -> StepPlan:
         selected = self._select()
@@ -72,27 +73,38 @@ class Planner:
         return StepPlan(tuple(chunks), tuple(self._preempted), self._now)
 
     def _select(self) -> list[Sequence]:
-        """Rule 1: the sequences that take part. A waiting one is admitted while the pool has room for all of its tokens,
-        for what is left of the prompts admitted before it, and for one more block for each of those, lest it be
-        preempted a moment later."""
+        """Rule 1: the sequences that take part. A waiting one is admitted while there is room for all of its tokens, for
+        what is left of the prompts admitted before it, and for one more block for each of those, lest it be preempted a
+        moment later. Room is what more urgent sequences do not hold: the others would give way (rule 3)."""
         selected: list[Sequence] = []
-        promised = pending_tokens = 0
+        promised = held = pending_tokens = 0
         for sequence in self._policy.ordered(self._now):
             if len(selected) == self._limits.max_num_seqs:
                 break
             missing = self._blocks_missing(sequence, sequence.num_uncomputed)
             if not sequence.block_table and selected:
-                crowded = missing + promised + len(selected) > self._free
+                room = max(self._pool.num_blocks - held, self._free)
+                crowded = missing + promised + len(selected) > room
                 if crowded or pending_tokens >= self._limits.max_batched_tokens:
-                    break
+                    return selected + self._other_holders(selected)
             promised += missing
+            held += len(sequence.block_table)
             pending_tokens += sequence.num_uncomputed
             selected.append(sequence)
         return selected
 
+    def _other_holders(self, selected: list[Sequence]) -> list[Sequence]:
+        """The most urgent holders of blocks that are not selected, as many as the step can take, the most urgent first."""
+        chosen = set(selected)
+        others = [sequence for sequence in self._holders if sequence not in chosen]
+        most_urgent = list(self._policy.least_urgent(others, self._now))[::-1]
+        return most_urgent[: self._limits.max_num_seqs - len(selected)]
+
     def _take_blocks(self, sequence: Sequence, num_tokens: int) -> int:
         """Room for the chunk, by preempting less urgent sequences if need be; how many of its tokens get room."""
         while self._blocks_missing(sequence, num_tokens) > self._free:
+            if self._victims is None:
+                self._victims = self._policy.least_urgent(self._holders, self._now)
             victim = next(self._victims, sequence)
             if victim in self._passed:
                 num_blocks = len(sequence.block_table) + self._free - (self._shared_write(sequence) is not None)

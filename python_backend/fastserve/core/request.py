@@ -69,3 +69,7 @@ class Request:
     """Seconds on the engine's clock after which the request is given up."""
     return_timing: bool = False
     """Whether each TokenEvent tells how the request has fared."""
+    priority: int = 0
+    """Class of urgency, the lowest first; only for the policy that serves by classes."""
+    tenant: str = ""
+    """On whose behalf, for policies that share the machine fairly."""

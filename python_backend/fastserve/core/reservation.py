@@ -66,6 +66,7 @@ class Reservation:
                 self.copies.append((shared, own))
             table.extend(fresh)
             sequence.status = SequenceStatus.RUNNING
+            self._scheduler.holders[sequence] = None
             if sequence.started is None:
                 sequence.started = self.plan.now
             if chunk.samples:
@@ -75,10 +76,13 @@ class Reservation:
         self,
         tokens: Items[SampledToken | FastServeError],
         prompt_logprobs: Mapping[Sequence, Items[PositionLogprobs]] = MappingProxyType({}),
+        *,
+        started: float,
+        ended: float,
     ) -> list[Event]:
         """Make the run's result part of the sequences. ``tokens``: one for each sequence of ``drawing``, in order; an
         error in a token's place ends that request alone. ``prompt_logprobs``: of the chunks' ``prompt_rows``, where there are
-        any.
+        any. ``started``, ``ended``: of the run, seconds on the engine's clock.
 
         Finished sequences leave the scheduler and free their blocks.
         """
@@ -89,24 +93,31 @@ class Reservation:
         for sequence, positions in prompt_logprobs.items():
             sequence.num_prompt_logprobs_known += len(positions)
             events.append(PromptLogprobs(sequence.request.request_id, tuple(positions)))
+        drawing = [sequence for sequences in self.drawing for sequence in sequences]
+        pairs = list(zip(drawing, tokens, strict=True))
+        reasons = [self._append(sequence, token) for sequence, token in pairs]
         for first, *others in self.drawing:
             for sequence in others:
                 self._scheduler.begin_answer(sequence, first, self.plan.now)
-        drawing = [sequence for sequences in self.drawing for sequence in sequences]
-        for sequence, token in zip(drawing, tokens, strict=True):
-            events += self._commit_token(sequence, token)
+        for chunk in self.plan.chunks:
+            self._scheduler.policy.charge(chunk.sequence, chunk.num_tokens, started, ended)
+        for (sequence, token), reason in zip(pairs, reasons, strict=True):
+            events += self._tell(sequence, token, reason)
         return events
 
-    def _commit_token(self, sequence: Sequence, token: SampledToken | FastServeError) -> list[Event]:
+    def _append(self, sequence: Sequence, token: SampledToken | FastServeError) -> FinishReason | None:
+        """Why the sequence ends with this token, if it does."""
+        return None if isinstance(token, FastServeError) else sequence.append(token.token_id, self._scheduler.max_model_len)
+
+    def _tell(self, sequence: Sequence, token: SampledToken | FastServeError, reason: FinishReason | None) -> list[Event]:
         request_id = sequence.request.request_id
         if sequence.status is SequenceStatus.FINISHED:  # with another answer of its request, which failed
             return []
         if isinstance(token, FastServeError):
-            self._scheduler.abort(request_id)
+            self._scheduler.abort(request_id, completed=False)
             return [Failed(request_id, token)]
-        reason = sequence.append(token.token_id, self._scheduler.max_model_len)
         if reason is not None:
-            self._scheduler.finish(sequence)
+            self._scheduler.finish(sequence, completed=True)
         num_open = self._scheduler.num_open(request_id) - (reason is None)
         return [_token_event(sequence, token, reason, num_open)]
 
@@ -126,6 +137,8 @@ class Reservation:
                 pool.share([before.copied])
                 table[table.index(own)] = before.copied
                 pool.release([own])
+            if not table:
+                self._scheduler.holders.pop(before.sequence, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from fastserve.core.admission import Deadlines, check_queue
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import StepPlan
 from fastserve.core.planner import Planner, StepLimits
-from fastserve.core.policy import Policy
+from fastserve.core.policy import Policy, PriorityClasses
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import Sequence, SequenceStatus
-from fastserve.errors import InvalidRequest, RequestTooLong
+from fastserve.errors import InvalidRequest, RequestTooLong, UnsupportedFeature
 
 
 class Scheduler:
@@ -23,9 +23,11 @@ class Scheduler:
         self.pool = pool
         self.max_model_len = max_model_len
         self._limits = limits
-        self._policy = policy
+        self.policy = policy
         self._max_queue_size = max_queue_size
         self._sequences: dict[int, list[Sequence]] = {}  # by request: its answers that have not ended
+        self.holders: dict[Sequence, None] = {}
+        """Sequences that hold blocks; kept by this class and the reservation."""
         self._deadlines = Deadlines(self._sequences)
         self.num_preemptions = 0
 
@@ -41,22 +43,24 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Requests of which a sequence holds blocks."""
-        running = SequenceStatus.RUNNING
-        return sum(any(sequence.status is running for sequence in siblings) for siblings in self._sequences.values())
+        return len({sequence.request.request_id for sequence in self.holders})
 
     def num_open(self, request_id: int) -> int:
         """Sequences of a request that have not ended."""
         return len(self._sequences.get(request_id, ()))
 
     def add(self, request: Request, now: float) -> Sequence:
-        """Accept a request. Raises QueueFull, or RequestTooLong when it could not finish even with the pool to itself."""
+        """Accept a request. Raises QueueFull, RequestTooLong when it could not finish even with the pool to itself, or
+        UnsupportedFeature for a priority that the policy does not know."""
         check_queue(len(self._sequences), self._max_queue_size)
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt", [], "at least one token")
+        if request.priority and not isinstance(self.policy, PriorityClasses):
+            raise UnsupportedFeature("priority", f"got {request.priority}; it needs policy priority in the model's config.pbtxt")
         self._check_fits(request)
         sequence = Sequence(request)
         self._sequences[request.request_id] = [sequence]
-        self._policy.add(sequence, now)
+        self.policy.add(sequence, now)
         self._deadlines.add(request.deadline, request.request_id)
         return sequence
 
@@ -85,26 +89,28 @@ class Scheduler:
         sequence.block_table.extend(first.block_table)
         sequence.num_computed, sequence.started, sequence.status = first.num_computed, first.started, first.status
         self._sequences[first.request.request_id].append(sequence)
-        self._policy.add(sequence, now)
+        self.holders[sequence] = None
+        self.policy.add(sequence, now)
 
-    def abort(self, request_id: int, index: int | None = None) -> bool:
-        """End a request early, or only the answer ``index`` of it, and free the blocks. Whether the request ended by that."""
+    def abort(self, request_id: int, index: int | None = None, *, completed: bool = True) -> bool:
+        """End a request early, or only the answer ``index`` of it, and free the blocks. Whether the request ended by that.
+        ``completed``: its client has read enough, as long an answer as it was going to be."""
         known = request_id in self._sequences
         for sequence in list(self._sequences.get(request_id, ())):
             if index is None or sequence.index == index:
-                self.finish(sequence)
+                self.finish(sequence, completed=completed)
         return known and request_id not in self._sequences
 
     def expired(self, now: float) -> list[int]:
         """Ends every request whose deadline has passed and returns their ids."""
         ended = list(self._deadlines.pop_due(now))
         for request_id in ended:
-            self.abort(request_id)
+            self.abort(request_id, completed=False)
         return ended
 
     def plan(self, now: float) -> StepPlan:
         """The next iteration; changes nothing."""
-        return Planner(self._limits, self.pool, self._policy, now).plan()
+        return Planner(self._limits, self.pool, self.policy, self.holders, now).plan()
 
     def reserve(self, plan: StepPlan) -> Reservation:
         """A context manager that holds the blocks of ``plan`` and gives them back unless it is committed."""
@@ -117,17 +123,19 @@ class Scheduler:
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
+        self.policy.preempted(sequence)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Forget an ended sequence and free its blocks."""
+    def finish(self, sequence: Sequence, *, completed: bool = False) -> None:
+        """Forget an ended sequence and free its blocks. ``completed``: nothing of its output is missing."""
         siblings = self._sequences[sequence.request.request_id]
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request.request_id]
-        self._policy.discard(sequence)
+        self.policy.discard(sequence, completed=completed)
         self._release_blocks(sequence)
         sequence.status = SequenceStatus.FINISHED
 
     def _release_blocks(self, sequence: Sequence) -> None:
         self.pool.release(reversed(sequence.block_table))
         sequence.block_table.clear()
+        self.holders.pop(sequence, None)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fastserve.core.cost_model import CostModel
 from fastserve.core.events import Aborted, Event, Failed, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import Chunk, SampledToken, StepPlan
@@ -48,10 +49,12 @@ class Engine:
         kv_cache: KVCache,
         *,
         clock: Callable[[], float],
+        cost_model: CostModel,
         position_offset: int = 0,
     ) -> None:
-        """``clock``: seconds, monotonic. ``position_offset``: see ``ModelManifest``."""
+        """``clock``: seconds, monotonic. ``cost_model``: learns what steps take. ``position_offset``: see ``ModelManifest``."""
         self.scheduler = scheduler
+        self.cost_model = cost_model
         self._runner = runner
         self._kv_cache = kv_cache
         self._clock = clock
@@ -109,10 +112,13 @@ class Engine:
         return self._execute(dataclasses.replace(plan, preempted=()))  # the preemptions stand
 
     def _execute(self, plan: StepPlan) -> list[Event]:
+        started = self._clock()
         with self.scheduler.reserve(plan) as reservation:
             tokens, prompt_logprobs = self._compute(reservation)
             first = [sequence for sequence in plan.sampling if not sequence.output_token_ids]
-            events = reservation.commit(tokens, prompt_logprobs)
+            ended = self._clock()
+            self.cost_model.observe(plan.num_tokens, ended - started)
+            events = reservation.commit(tokens, prompt_logprobs, started=started, ended=ended)
         self._steps += 1
         self._prompt_tokens += sum(len(sequence.request.prompt_token_ids) for sequence in first)
         self._generation_tokens += sum(isinstance(event, TokenEvent) for event in events)
@@ -137,7 +143,7 @@ class Engine:
     def _fail(self, sequences: Sequence[CoreSequence], error: FastServeError) -> list[Event]:
         request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in sequences))
         for request_id in request_ids:
-            self.scheduler.abort(request_id)
+            self.scheduler.abort(request_id, completed=False)
         return [Failed(request_id, error) for request_id in request_ids]
 
     def stats(self) -> EngineStats:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fastserve.config import EngineConfig
 from fastserve.core.block_pool import BlockPool
+from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
-from fastserve.core.policy import POLICIES
+from fastserve.core.policy import make_policy
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.engine import Engine
@@ -47,20 +48,40 @@ def load_engine(
     )
     # The weights are in memory now: what is free is what the pool can have.
     num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory() // num_instances)
+    limits = StepLimits(config.max_num_seqs, config.max_batched_tokens)
+    cost_model = CostModel(0.0, 0.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     scheduler = Scheduler(
-        StepLimits(config.max_num_seqs, config.max_batched_tokens),
+        limits,
         BlockPool(num_blocks, config.block_size),
-        POLICIES[config.policy](),
+        make_policy(config.policy, cost_model, inner=config.priority_inner_policy),
         max_model_len=max_model_len,
         max_queue_size=config.max_queue_size,
     )
     kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
-    engine = Engine(scheduler, runner, kv_cache, clock=clock, position_offset=manifest.position_offset)
+    engine = Engine(scheduler, runner, kv_cache, clock=clock, cost_model=cost_model, position_offset=manifest.position_offset)
     _log_pool(manifest.cache, config, num_blocks)
     num_tokens = min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1)
     prompt, params = (0,) * max(1, num_tokens), SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, prompt, params))  # the largest prefill and a decode
+    _profile(engine, prompt, clock)
     return engine
+
+
+def _profile(engine: Engine, prompt: tuple[int, ...], clock: Callable[[], float]) -> None:
+    """Measure, now that the engine is warm, what a step costs: prefills of several sizes, each a step, and decodes."""
+    samples: list[tuple[int, float]] = []
+    for size in (len(prompt) - 2, len(prompt) // 2, len(prompt) // 4):
+        part = prompt[: max(1, size)]
+        engine.submit(Request(WARM_UP_REQUEST_ID, part, SamplingParams(max_tokens=4, temperature=0.0)))
+        num_tokens = len(part)
+        while engine.has_work:
+            started = clock()
+            engine.step()
+            samples.append((num_tokens, clock() - started))
+            num_tokens = 1
+    engine.reset_counters()
+    engine.cost_model.start_from(samples or [(1, 0.0)])
+    logger.info("a step takes %.2f ms and %.3f ms a token", engine.cost_model.base_s * 1e3, engine.cost_model.token_s * 1e3)
 
 
 def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:

@@ -79,6 +79,12 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _tenant(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 256:
+        raise ValueError
+    return value
+
+
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > MAX_STOP_TOKEN_IDS:
         raise ValueError
@@ -131,6 +137,8 @@ PARAMETERS: dict[str, Parameter] = {
     "prompt_logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
     "deadline_ms": Parameter(whole_number(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
     "truncate_prompt_tokens": Parameter(whole_number(1), "a whole number, at least 1", None),
+    "priority": Parameter(whole_number(-100, 100), "a whole number from -100 (the most urgent) to 100", 0),
+    "tenant": Parameter(_tenant, "a string of at most 256 characters", ""),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
     "tools": Parameter(_tools, "a list of JSON objects", ()),
 }
@@ -143,7 +151,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "json": (),
     "regex": (),
     "choice": (),
-    "priority": (0,),
 }
 """Keys of the contract that this version does not implement, with the values that ask for nothing and are accepted."""
 

@@ -99,6 +99,8 @@ class TextGeneration:
             params=self._sampling_params(values, item),
             deadline=now + deadline_ms / 1000 if deadline_ms else None,
             return_timing=item.return_timing,
+            priority=values["priority"],
+            tenant=values["tenant"],
         )
         excluded = item.exclude_input_in_output
         echo = prompt if not item.stream and not excluded and values["messages"] is None else ""

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastserve.core.cost_model import CostModel
 from fastserve.core.policy.fcfs import FirstComeFirstServed
+from fastserve.core.policy.gittins import GittinsIndex
+from fastserve.core.policy.priority import PriorityClasses
 from fastserve.core.policy.protocol import Policy
+from fastserve.core.policy.skip_join_mlfq import SkipJoinMLFQ
+from fastserve.core.policy.vtc import VirtualTokenCounter
 
-POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": FirstComeFirstServed}
-"""By the name used in configuration; the keys equal ``fastserve.config.POLICIES``, which a test checks."""
+INNER_POLICIES: dict[str, Callable[[CostModel], Policy]] = {
+    "fcfs": lambda cost_model: FirstComeFirstServed(),
+    "skip_join_mlfq": SkipJoinMLFQ,
+    "gittins": GittinsIndex,
+    "vtc": lambda cost_model: VirtualTokenCounter(),
+}
+"""By the name used in configuration; those that may also rule inside a priority class. The keys equal
+``fastserve.config.INNER_POLICIES``, which a test checks."""
 
-__all__ = ["POLICIES", "Policy"]
+
+def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs") -> Policy:
+    """The policy called ``name``, one of ``fastserve.config.POLICIES``. ``inner``: of ``priority``, inside a class."""
+    if name == "priority":
+        return PriorityClasses(lambda: INNER_POLICIES[inner](cost_model))
+    return INNER_POLICIES[name](cost_model)
+
+
+__all__ = ["INNER_POLICIES", "Policy", "PriorityClasses", "make_policy"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fastserve.core.sequence import Sequence
 
@@ -11,16 +11,24 @@ class FirstComeFirstServed:
     """Order of arrival. A preempted sequence keeps its place."""
 
     def __init__(self) -> None:
-        self._sequences: dict[Sequence, None] = {}  # insertion order is arrival order
+        self._places: dict[Sequence, int] = {}  # insertion order is arrival order
+        self._arrivals = 0
 
     def add(self, sequence: Sequence, now: float) -> None:
-        self._sequences[sequence] = None
+        self._arrivals += 1
+        self._places[sequence] = self._arrivals
 
-    def discard(self, sequence: Sequence) -> None:
-        del self._sequences[sequence]
+    def charge(self, sequence: Sequence, num_tokens: int, started: float, ended: float) -> None:
+        """What was served does not count."""
+
+    def preempted(self, sequence: Sequence) -> None:
+        """Its place is its arrival's."""
+
+    def discard(self, sequence: Sequence, *, completed: bool) -> None:
+        del self._places[sequence]
 
     def ordered(self, now: float) -> Iterator[Sequence]:
-        return iter(self._sequences)
+        return iter(self._places)
 
-    def least_urgent(self, now: float) -> Iterator[Sequence]:
-        return reversed(self._sequences)
+    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
+        return iter(sorted(sequences, key=self._places.__getitem__, reverse=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from fastserve.core.sequence import Sequence
@@ -11,17 +11,24 @@ from fastserve.core.sequence import Sequence
 class Policy(Protocol):
     """Orders sequences by urgency. Pure bookkeeping: no clock of its own, no blocks, no I/O.
 
-    The scheduler stops reading ``ordered`` as soon as its budgets are full, so the order should be produced lazily.
+    The order depends on nothing but what was told and ``now``: asking for it changes nothing. It is total, and every
+    sequence gets its turn in the end, also one that was preempted.
     """
 
     def add(self, sequence: Sequence, now: float) -> None:
         """A sequence arrived."""
 
-    def discard(self, sequence: Sequence) -> None:
-        """A sequence ended (in any way)."""
+    def charge(self, sequence: Sequence, num_tokens: int, started: float, ended: float) -> None:
+        """A sequence that goes on has computed ``num_tokens`` tokens in a step between these times."""
+
+    def preempted(self, sequence: Sequence) -> None:
+        """A sequence lost its blocks: what it had computed is to be computed again."""
+
+    def discard(self, sequence: Sequence, *, completed: bool) -> None:
+        """A sequence ended. ``completed``: its output is as long as it was going to be; not so when it was cut short."""
 
     def ordered(self, now: float) -> Iterator[Sequence]:
-        """Every unfinished sequence, the most urgent first."""
+        """Every unfinished sequence, the most urgent first. Lazy: the planner stops reading when its budgets are full."""
 
-    def least_urgent(self, now: float) -> Iterator[Sequence]:
-        """Every unfinished sequence, the least urgent first: the exact reverse of ``ordered``."""
+    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
+        """Some of the sequences, the least urgent first: the exact reverse of their places in ``ordered``."""

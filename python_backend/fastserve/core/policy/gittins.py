@@ -1,0 +1,161 @@
+"""The sequence that is likeliest to end soon for the work it takes goes first: the Gittins index over output lengths that are
+learned from this model's own answers (:mod:`fastserve.core.policy.output_lengths`), times 1 + waiting / ``patience_s``.
+
+The lengths are learned for each class of prompt lengths, with those of all prompts as the prior: in real traffic prompts of some
+length come from one application and get answers of one kind. Without that, preferring short prompts can even do harm, where
+they are the ones that get long answers.
+
+Sequences of about the same age, limit and prompt left to compute have one index and stand in one bucket, by arrival. Waiting
+raises all indices of a bucket alike, the oldest's most: so the whole order is a merge of the buckets, and neither time nor
+a newly learned distribution ever re-sorts the queue.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import heapq
+from collections.abc import Iterable, Iterator
+
+from fastserve.core.cost_model import CostModel
+from fastserve.core.policy.output_lengths import OutputLengths, geometric_edges
+from fastserve.core.sequence import Sequence
+
+LENGTH_EDGES = geometric_edges(1, 1.2, 32_768)
+"""Bounds of the bins of output tokens."""
+PREFILL_EDGES = geometric_edges(16, 1.25, 131_072)
+"""Bounds of the bins of prompt tokens left to compute."""
+
+PROMPT_EDGES = geometric_edges(32, 1.5, 32_768)
+"""Bounds of the classes of prompt lengths. Short and long prompts ask for different things."""
+
+_Kind = tuple[int, int, int, int]
+"""Bins of (prompt tokens, output tokens so far, most output tokens, tokens to compute before the next one)."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Bucket:
+    """Sequences of one kind, in order of arrival."""
+
+    kind: _Kind
+    index: float
+    entries: list[_Entry] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(slots=True, order=True)
+class _Entry:
+    """A sequence and its bucket; entries compare by order of arrival."""
+
+    number: int
+    arrived: float = dataclasses.field(compare=False)
+    sequence: Sequence = dataclasses.field(compare=False)
+    bucket: _Bucket = dataclasses.field(compare=False)
+
+
+class GittinsIndex:
+    """The highest index first. What a prefix cache holds of a prompt is not work and does not count."""
+
+    def __init__(self, cost_model: CostModel, *, patience_s: float = 60.0, refresh_every: int = 64) -> None:
+        """``patience_s``: a sequence that has been here so long counts twice. ``refresh_every``: the indices are worked out anew
+        after so many answers (sooner while few were seen), one bucket with each sequence that is charged."""
+        self._cost_model = cost_model
+        self._patience_s = patience_s
+        self._refresh_every = refresh_every
+        self._lengths = OutputLengths(LENGTH_EDGES)
+        self._by_prompt = [OutputLengths(LENGTH_EDGES, prior=self._lengths, prior_weight=8.0) for _ in PROMPT_EDGES]
+        self._entries: dict[Sequence, _Entry] = {}
+        self._buckets: dict[_Kind, _Bucket] = {}
+        self._outdated: list[_Kind] = []
+        self._arrivals = 0
+        self._answers = 0
+        self._next_refresh = 1
+
+    def add(self, sequence: Sequence, now: float) -> None:
+        self._arrivals += 1
+        entry = _Entry(self._arrivals, now, sequence, self._bucket(self._kind(sequence)))
+        self._entries[sequence] = entry
+        entry.bucket.entries.append(entry)
+
+    def charge(self, sequence: Sequence, num_tokens: int, started: float, ended: float) -> None:
+        self._move(sequence)
+        if self._outdated:
+            bucket = self._buckets.get(self._outdated.pop())
+            if bucket is not None:
+                bucket.index = self._index(bucket.kind)
+
+    def preempted(self, sequence: Sequence) -> None:
+        self._move(sequence)
+
+    def discard(self, sequence: Sequence, *, completed: bool) -> None:
+        self._leave(self._entries.pop(sequence))
+        num_tokens = len(sequence.output_token_ids)
+        if num_tokens == 0:
+            return
+        completed = completed and num_tokens < sequence.request.params.max_tokens
+        self._lengths.learn(num_tokens, completed=completed)
+        self._by_prompt[_prompt_class(sequence)].learn(num_tokens, completed=completed)
+        self._answers += 1
+        if self._answers >= self._next_refresh:
+            self._next_refresh += min(max(self._answers // 4, 1), self._refresh_every)
+            self._lengths.refresh()
+            for lengths in self._by_prompt:
+                lengths.refresh()
+            self._outdated = list(self._buckets)
+
+    def ordered(self, now: float) -> Iterator[Sequence]:
+        heads = [(*self._rank(bucket.entries[0], now), 0, bucket) for bucket in self._buckets.values()]
+        heapq.heapify(heads)
+        while heads:
+            _, _, place, bucket = heads[0]
+            yield bucket.entries[place].sequence
+            if place + 1 < len(bucket.entries):
+                heapq.heapreplace(heads, (*self._rank(bucket.entries[place + 1], now), place + 1, bucket))
+            else:
+                heapq.heappop(heads)
+
+    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
+        return iter(sorted(sequences, key=lambda sequence: self._rank(self._entries[sequence], now), reverse=True))
+
+    def _rank(self, entry: _Entry, now: float) -> tuple[float, int]:
+        """Smaller is more urgent."""
+        return -entry.bucket.index * (1.0 + max(now - entry.arrived, 0.0) / self._patience_s), entry.number
+
+    def _kind(self, sequence: Sequence) -> _Kind:
+        bin_of_length = self._lengths.bin_of_length
+        before_next = sequence.num_uncomputed - 1
+        return (
+            _prompt_class(sequence),
+            self._lengths.bin_of_age(len(sequence.output_token_ids)),
+            bin_of_length(sequence.request.params.max_tokens),
+            bisect.bisect_left(PREFILL_EDGES, before_next) if before_next else 0,
+        )
+
+    def _index(self, kind: _Kind) -> float:
+        prompt, age, limit, prefill = kind
+        costs = self._cost_model
+        tokens = PREFILL_EDGES[min(prefill, len(PREFILL_EDGES) - 1)]
+        return self._by_prompt[prompt].gittins_index(age, LENGTH_EDGES[limit + 1], tokens * costs.token_s, costs.decode_work_s)
+
+    def _bucket(self, kind: _Kind) -> _Bucket:
+        bucket = self._buckets.get(kind)
+        if bucket is None:
+            bucket = self._buckets[kind] = _Bucket(kind, self._index(kind))
+        return bucket
+
+    def _move(self, sequence: Sequence) -> None:
+        entry = self._entries[sequence]
+        kind = self._kind(sequence)
+        if kind != entry.bucket.kind:
+            self._leave(entry)
+            entry.bucket = self._bucket(kind)
+            bisect.insort(entry.bucket.entries, entry)
+
+    def _leave(self, entry: _Entry) -> None:
+        entries = entry.bucket.entries
+        del entries[bisect.bisect_left(entries, entry)]
+        if not entries:
+            del self._buckets[entry.bucket.kind]
+
+
+def _prompt_class(sequence: Sequence) -> int:
+    return min(bisect.bisect_left(PROMPT_EDGES, len(sequence.request.prompt_token_ids)), len(PROMPT_EDGES) - 1)

@@ -1,0 +1,1 @@
+"""A discrete-event simulator that drives the real scheduler, block pool and policies with a model of what steps cost."""

@@ -1,0 +1,142 @@
+"""The loop of a server without the server: the real scheduler plans and commits, a cost model says how long each step takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from fastserve.core.block_pool import BlockPool
+from fastserve.core.cost_model import CostModel
+from fastserve.core.events import TokenEvent
+from fastserve.core.plan import SampledToken, StepPlan
+from fastserve.core.planner import StepLimits
+from fastserve.core.policy import Policy, make_policy
+from fastserve.core.policy.srpt_oracle import ShortestRemainingFirst
+from fastserve.core.request import Request, SamplingParams
+from fastserve.core.scheduler import Scheduler
+from fastserve.simulator.workload import Job
+
+SRPT_ORACLE = "srpt_oracle"
+BLOCK_SIZE = 16
+_END, _ON = SampledToken(0), SampledToken(1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """What is simulated: costs of a step in seconds, its budgets, the model's and the KV pool's size in tokens."""
+
+    base_s: float
+    token_s: float
+    max_num_seqs: int = 16
+    max_batched_tokens: int = 256
+    max_model_len: int = 2048
+    kv_tokens: int = 0
+    """0: as a server does, what ``max_num_seqs`` sequences of full length need."""
+
+    def cost_model(self) -> CostModel:
+        return CostModel(self.base_s, self.token_s, max_num_seqs=self.max_num_seqs, max_batched_tokens=self.max_batched_tokens)
+
+
+@dataclasses.dataclass(slots=True)
+class Served:
+    """What became of a job: seconds since the simulation began."""
+
+    job: Job
+    first_token_s: float = 0.0
+    finished_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        return self.first_token_s - self.job.arrival_s
+
+    @property
+    def jct_s(self) -> float:
+        return self.finished_s - self.job.arrival_s
+
+    @property
+    def normalized_latency_s(self) -> float:
+        """Seconds for each output token."""
+        return self.jct_s / self.job.output_tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A simulation's result."""
+
+    served: tuple[Served, ...]
+    seconds: float
+    steps: int
+    preemptions: int
+    """How often a sequence lost its blocks and was computed again."""
+    swapped_bytes: int = 0
+    """The scheduler has one tier of memory: nothing is swapped."""
+
+
+def simulate(jobs: Sequence[Job], policy: str, machine: Machine, on_finished: Callable[[], None]) -> Run:
+    """Serve ``jobs``, in order of arrival, to the end. ``on_finished`` is called for each that ends."""
+    return _Simulation(jobs, policy, machine, on_finished).run()
+
+
+class _Simulation:
+    def __init__(self, jobs: Sequence[Job], policy: str, machine: Machine, on_finished: Callable[[], None]) -> None:
+        self._served = [Served(job) for job in jobs]
+        self._machine = machine
+        self._on_finished = on_finished
+        pool_tokens = machine.kv_tokens or machine.max_num_seqs * machine.max_model_len
+        self._scheduler = Scheduler(
+            StepLimits(machine.max_num_seqs, machine.max_batched_tokens),
+            BlockPool(-(-pool_tokens // BLOCK_SIZE), BLOCK_SIZE),
+            _policy(policy, machine.cost_model(), {number: job.output_tokens for number, job in enumerate(jobs)}),
+            max_model_len=machine.max_model_len,
+            max_queue_size=len(jobs),
+        )
+        self._now = 0.0
+        self._arrived = self._steps = 0
+
+    def run(self) -> Run:
+        while self._arrived < len(self._served) or len(self._scheduler):
+            if not len(self._scheduler):
+                self._now = max(self._now, self._served[self._arrived].job.arrival_s)
+            self._take_arrivals()
+            self._step(self._scheduler.plan(self._now))
+        return Run(tuple(self._served), self._now, self._steps, self._scheduler.num_preemptions)
+
+    def _take_arrivals(self) -> None:
+        while self._arrived < len(self._served) and self._served[self._arrived].job.arrival_s <= self._now:
+            job = self._served[self._arrived].job
+            params = SamplingParams(max_tokens=self._machine.max_model_len, stop_token_ids=frozenset((_END.token_id,)))
+            self._scheduler.add(Request(self._arrived, _prompt(job.prompt_tokens), params), self._now)
+            self._arrived += 1
+
+    def _step(self, plan: StepPlan) -> None:
+        started = self._now
+        self._now += self._machine.base_s + self._machine.token_s * plan.num_tokens
+        with self._scheduler.reserve(plan) as reservation:
+            tokens = [self._token(sequence.request.request_id, len(sequence.output_token_ids)) for sequence in plan.sampling]
+            for event in reservation.commit(tokens, started=started, ended=self._now):
+                if isinstance(event, TokenEvent):
+                    self._note(event)
+        self._steps += 1
+
+    def _token(self, number: int, drawn: int) -> SampledToken:
+        served = self._served[number]
+        if drawn == 0:
+            served.first_token_s = self._now
+        return _END if drawn + 1 == served.job.output_tokens else _ON
+
+    def _note(self, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            self._served[event.request_id].finished_s = self._now
+            self._on_finished()
+
+
+def _policy(name: str, cost_model: CostModel, output_lengths: Mapping[int, int]) -> Policy:
+    if name == SRPT_ORACLE:
+        return ShortestRemainingFirst(cost_model, output_lengths)
+    return make_policy(name, cost_model)
+
+
+@functools.cache
+def _prompt(num_tokens: int) -> tuple[int, ...]:
+    return (0,) * num_tokens
