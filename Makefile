@@ -23,7 +23,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-instances bench-perf-analyzer clean
+.PHONY: help setup demo test check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-instances bench-perf-analyzer clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -98,6 +98,9 @@ bench-attention: $(READY) $(KERNELS) ## measure the attention kernels
 bench-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## packed against padded against the transformers pipeline, through Triton
 	$(BIN)/python benchmarks/bench_encoders.py
 	$(BIN)/python benchmarks/bench_encoders.py --dtype int8 --output benchmarks/results/encoders_int8.json
+
+bench-planning: $(READY) ## what planning a step costs with 100,000 requests waiting, under every policy
+	$(BIN)/python benchmarks/bench_planning.py
 
 bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughput of several instances and models side by side
 	$(BIN)/python benchmarks/bench_instances.py

@@ -47,7 +47,7 @@ SUBCOMMANDS = {
     "infer": Subcommand("fastserve.tools.infer", "send prompts to a running server", "client", texts_anywhere=True),
     "chat": Subcommand("fastserve.tools.chat", "talk to a model of a running server", "client"),
     "evaluate": Subcommand("fastserve.tools.evaluate", "measure a model, also against its source", "client,evaluate"),
-    "bench": Subcommand("fastserve.tools.bench.command", "measure a model under load", "client"),
+    "bench": Subcommand("fastserve.tools.bench.command", "measure a model under load, or compare policies on a trace", "client"),
     "doctor": Subcommand("fastserve.tools.doctor", "check that this machine can serve, or a model can be served", "cpu"),
 }
 
