@@ -12,7 +12,7 @@ from typing import Any
 
 from fastserve.config import POLICIES
 from fastserve.errors import FastServeError, ToolError
-from fastserve.simulator import display, summary, workload
+from fastserve.simulator import summary, workload
 from fastserve.simulator.simulation import SRPT_ORACLE, Machine, simulate
 from fastserve.tools import console
 
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0. Raises :class:`ToolError` for what cannot be read, simulated or written."""
+    from fastserve.simulator import display
+
     for file in (arguments.json, arguments.plot):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise ToolError(f"{file}: cannot be written: it is a folder, or its folder does not exist")
