@@ -56,8 +56,13 @@ class AttentionInputs(Protocol):
     """What the attention of a graph reads beside query, key and value."""
 
     def emit(
-        self, layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:  # all [num_tokens, heads * head_size], the result as query
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,  # this and the next two [num_tokens, heads * head_size], the result as query
+        key: torch.Tensor,
+        value: torch.Tensor,
+        head_sink: torch.Tensor | None,  # [num_heads], the logit of a key without a value
+    ) -> torch.Tensor:
         """The node of one layer. Raises UnsupportedModel for what the operator cannot do."""
         ...
 
@@ -73,9 +78,16 @@ class PagedInputs:
     key_cache: list[torch.Tensor]  # [num_blocks, kv_num_heads, head_size, block_size]
     value_cache: list[torch.Tensor]  # [num_blocks, kv_num_heads, block_size, head_size]
 
-    def emit(self, layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def emit(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        head_sink: torch.Tensor | None,
+    ) -> torch.Tensor:
         """A PagedAttention node."""
-        return _emit(layer, query, key, value, self)
+        return _emit(layer, (query, key, value), self, head_sink)
 
 
 class AttentionTrace:
@@ -107,12 +119,13 @@ class AttentionTrace:
         """transformers' attention interface. Returns [1, num_tokens, num_heads, head_size]. Raises UnsupportedModel."""
         if attention_mask is not None:
             self._refuse("attention_mask (it makes a mask or bias of its own)")
+        head_sink = features.pop("s_aux", None)
         layer = self._describe(module, query, key, value, features)
         self.layers.append(layer)
         num_tokens = query.shape[2]
         if self.inputs is None:
             return query.new_zeros(1, num_tokens, layer.num_heads, layer.head_size), None
-        output = self.inputs.emit(layer, _flat(query), _flat(key), _flat(value))
+        output = self.inputs.emit(layer, _flat(query), _flat(key), _flat(value), head_sink)
         return output.reshape(1, num_tokens, layer.num_heads, layer.head_size), None
 
     def _describe(
@@ -157,11 +170,15 @@ def _flat(states: torch.Tensor) -> torch.Tensor:
 
 
 def _emit(
-    layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, inputs: PagedInputs
+    layer: AttentionLayer,
+    query_key_value: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    inputs: PagedInputs,
+    head_sink: torch.Tensor | None,
 ) -> torch.Tensor:
     """One PagedAttention node. Its inputs and attributes mirror ONNX Runtime's ``com.microsoft::PagedAttention``."""
-    cos_cache = sin_cache = head_sink = None  # rotation is part of the graph; sinks are refused
-    operands = [query, key, value, inputs.key_cache[layer.index], inputs.value_cache[layer.index]]
+    query = query_key_value[0]
+    cos_cache = sin_cache = None  # rotation is part of the graph
+    operands = [*query_key_value, inputs.key_cache[layer.index], inputs.value_cache[layer.index]]
     operands += [inputs.cumulative_sequence_length, inputs.past_seqlens, inputs.block_table]
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{OPERATOR}",

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from fastserve.export.attention import AttentionLayer
 from fastserve.export.generation_settings import settings_not_applied
+from fastserve.export.guards import experts
 from fastserve.export.rotary import RotaryPlan, context_limit
 from fastserve.manifest import CacheSpec, GraphSpec, LayerCacheSpec, TensorSpec, TokenizerSpec
 
@@ -82,6 +83,9 @@ def notes(model: Any, tokenizer: Any, code: bool, plan: RotaryPlan, longest_prov
             f"contexts of up to {plan.beyond:,} tokens get the RoPE factors of longer ones, where transformers has others: "
             "a request's tokens must not depend on how long it or its neighbours become"
         )
+    if found_experts := experts(text):
+        needed = getattr(text, "num_experts_per_tok", None) or "a few"
+        found.append(f"every token is computed by all {found_experts[1]} experts, of which it needs {needed}")
     window = getattr(text, "sliding_window", None) or 0
     if longest_proven_window < window < plan.max_model_len:
         found.append(f"the proof does not reach beyond the sliding window of {window:,} tokens")

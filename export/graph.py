@@ -12,6 +12,7 @@ from torch.export import Dim
 from fastserve.errors import UnsupportedModel
 from fastserve.export import conversion
 from fastserve.export.attention import AttentionLayer, AttentionTrace, PagedInputs, attention_replaced
+from fastserve.export.experts import experts_replaced
 
 _SAMPLE_BLOCKS, _SAMPLE_BLOCK_SIZE = 5, 16
 """Sizes of the example caches of a trace; both are dynamic in the graph."""
@@ -69,7 +70,7 @@ def trace_packed(model: Any, layers: list[AttentionLayer]) -> torch.export.Expor
     """
     trace = AttentionTrace(model.config.model_type)
     by_index = sorted(layers, key=lambda layer: layer.index)
-    with attention_replaced(model, trace):
+    with attention_replaced(model, trace), experts_replaced(model):
         program = conversion.trace(
             PackedDecoder(model, trace), _sample_inputs(by_index), _dynamic_shapes(len(by_index), Dim), model.config.model_type
         )

@@ -58,6 +58,21 @@ def check_config(config: Any) -> None:
     check_features(config)
 
 
+def check_experts(config: Any) -> None:
+    """Refuse a mixture of experts: for graphs in which nothing stands in for it."""
+    text = config.get_text_config(decoder=True)
+    if found := experts(text):
+        raise UnsupportedModel(f"{config.model_type}: a mixture of experts ({found[0]}={found[1]}) cannot be represented")
+
+
+def experts(text: Any) -> tuple[str, int] | None:
+    """(key of the configuration, number of experts), if there are any."""
+    for key in _EXPERTS:
+        if isinstance(count := getattr(text, key, None), int) and count > 0:
+            return key, count
+    return None
+
+
 def check_features(config: Any) -> None:
     """Refuse what no graph of ours can express: sizes of heads, biases, kinds of layers."""
     kind, text = config.model_type, config.get_text_config(decoder=True)
@@ -73,9 +88,6 @@ def check_features(config: Any) -> None:
 
 
 def _check_sizes(kind: str, text: Any) -> None:
-    for key in _EXPERTS:
-        if isinstance(count := getattr(text, key, None), int) and count > 0:
-            raise UnsupportedModel(f"{kind}: a mixture of experts ({key}={count}) cannot be represented")
     size, heads = getattr(text, "head_dim", None), getattr(text, "num_attention_heads", None)
     if size is None and isinstance(heads, int) and heads > 0:
         size = text.hidden_size // heads
@@ -95,6 +107,8 @@ def check_model(model: Any, needed: tuple[str, ...] = ("position_ids", "logits_t
     what it must be: which positions its tokens have, which rows are wanted."""
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(f"{model.config.model_type}: {type(model).__name__} computes attention in its own modules")
+    if not model._can_set_experts_implementation():
+        check_experts(model.config)
     parameters = inspect.signature(model.forward).parameters
     for name in needed:
         if name not in parameters:

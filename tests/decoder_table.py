@@ -15,7 +15,7 @@ def table() -> str:
     """A row for each family: those that are served first, then those that are refused."""
     rows = ["| family | what it brings, and the tests watch | export |", "|---|---|---|"]
     for family in FAMILIES.values():
-        rows.append(f"| {family.title} | {', '.join(family.features)} | exported, served, equal |")
+        rows.append(f"| {family.title} | {'; '.join(family.features)} | exported, served, equal |")
     reasons: dict[str, list[str]] = {}
     for title, (reason, _) in REFUSED.items():
         reasons.setdefault(reason, []).append(title)

@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fastserve.errors import UnsupportedModel
 from fastserve.export.encoders.heads import HEADS, Head
-from fastserve.export.guards import check_features
+from fastserve.export.guards import check_experts, check_features
 
 _OWN_COMPUTATION = {
     "big_bird": "block-sparse attention",
@@ -52,6 +52,7 @@ def check_encoder_config(config: Any, task: str) -> None:
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in head.families:
         raise UnsupportedModel(f"{kind}: transformers has no encoder of this family with a head for {task}")
     check_features(config)
+    check_experts(config)
     _check_architecture(config, task, head)
 
 

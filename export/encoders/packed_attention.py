@@ -19,8 +19,17 @@ class PackedInputs:
 
     cumulative_sequence_length: torch.Tensor  # int32 [num_seqs + 1]
 
-    def emit(self, layer: AttentionLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """A PackedAttention node. Raises UnsupportedModel for a soft cap."""
+    def emit(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        head_sink: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """A PackedAttention node. Raises UnsupportedModel for a soft cap, and for sinks."""
+        if head_sink is not None:
+            raise UnsupportedModel(f"cannot represent attention sinks (in attention layer {layer.index})")
         if layer.softcap:
             raise UnsupportedModel(f"cannot represent a soft cap (of {layer.softcap:g}, in attention layer {layer.index})")
         return torch.onnx.ops.symbolic(

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
+from tests.synthetic.lost_features import EMBEDDING_SCALE, experts_off, qk_norms_off, set_everywhere, sinks_off, zero_biases
 from tests.synthetic.tiny_models import decoder_settings, random_model, save_model
 
 Drop = Mapping[str, Any] | Callable[[Any], None]
@@ -79,35 +79,6 @@ def _alternating(**settings: Any) -> dict[str, Any]:
 _ALL_FULL = {"layer_types": ["full_attention"] * 3}
 
 
-def _set_everywhere(attribute: str, value: Any) -> Callable[[Any], None]:
-    """Give every module that has ``attribute`` another one."""
-
-    def change(model: Any) -> None:
-        changed = [module for module in model.modules() if hasattr(module, attribute)]
-        for module in changed:
-            setattr(module, attribute, value)
-        assert changed, attribute
-
-    return change
-
-
-def _zero_biases(*projections: str) -> Callable[[Any], None]:
-    def change(model: Any) -> None:
-        for name, parameter in model.named_parameters():
-            if name.endswith(tuple(f"{projection}.bias" for projection in projections)):
-                parameter.data.zero_()
-
-    return change
-
-
-_EMBEDDING_SCALE = {"embedding scale": _set_everywhere("embed_scale", torch.tensor(1.0))}
-
-
-def _qk_norms_off(model: Any) -> None:
-    for name in ("q_norm", "k_norm"):
-        _set_everywhere(name, torch.nn.Identity())(model)
-
-
 FAMILIES: dict[str, DecoderFamily] = {
     "llama": DecoderFamily(
         "Llama 2, 3, SmolLM2",
@@ -124,13 +95,13 @@ FAMILIES: dict[str, DecoderFamily] = {
         decoder_settings(sliding_window=12, use_sliding_window=True, max_window_layers=1),
         {
             "window in later layers": {"use_sliding_window": False},
-            "query, key and value biases": _zero_biases("q_proj", "k_proj", "v_proj"),
+            "query, key and value biases": zero_biases("q_proj", "k_proj", "v_proj"),
         },
     ),
     "qwen3": DecoderFamily(
-        "Qwen3", transformers.Qwen3Config, decoder_settings(head_dim=32), {"query and key norms": _qk_norms_off}
+        "Qwen3", transformers.Qwen3Config, decoder_settings(head_dim=32), {"query and key norms": qk_norms_off}
     ),
-    "gemma": DecoderFamily("Gemma", transformers.GemmaConfig, decoder_settings(head_dim=32), _EMBEDDING_SCALE),
+    "gemma": DecoderFamily("Gemma", transformers.GemmaConfig, decoder_settings(head_dim=32), EMBEDDING_SCALE),
     "gemma2": DecoderFamily(
         "Gemma 2",
         transformers.Gemma2Config,
@@ -140,7 +111,7 @@ FAMILIES: dict[str, DecoderFamily] = {
             "attention soft cap": {"attn_logit_softcapping": None},
             "final soft cap": {"final_logit_softcapping": None},
             "query scaling": {"query_pre_attn_scalar": 32},
-            **_EMBEDDING_SCALE,
+            **EMBEDDING_SCALE,
         },
     ),
     "gemma3": DecoderFamily(
@@ -158,8 +129,8 @@ FAMILIES: dict[str, DecoderFamily] = {
             "alternating windows": {"sliding_window": 4096},
             "RoPE per kind of layer": {"rope_parameters": {"full_attention": _DEFAULT_ROPE, "sliding_attention": _DEFAULT_ROPE}},
             "query scaling": {"query_pre_attn_scalar": 32},
-            "query and key norms": _qk_norms_off,
-            **_EMBEDDING_SCALE,
+            "query and key norms": qk_norms_off,
+            **EMBEDDING_SCALE,
         },
     ),
     "phi": DecoderFamily(
@@ -212,13 +183,13 @@ FAMILIES: dict[str, DecoderFamily] = {
         "OPT",
         transformers.OPTConfig,
         decoder_settings(ffn_dim=96, word_embed_proj_dim=32),
-        {"positions shifted by 2": _set_everywhere("offset", 0)},
+        {"positions shifted by 2": set_everywhere("offset", 0)},
     ),
     "starcoder2": DecoderFamily(
         "StarCoder2",
         transformers.Starcoder2Config,
         decoder_settings(sliding_window=12),
-        {"sliding window": {"sliding_window": None}, "biases": _zero_biases("q_proj", "k_proj", "v_proj", "o_proj")},
+        {"sliding window": {"sliding_window": None}, "biases": zero_biases("q_proj", "k_proj", "v_proj", "o_proj")},
     ),
     "smollm3": DecoderFamily(
         "SmolLM3",
@@ -229,7 +200,7 @@ FAMILIES: dict[str, DecoderFamily] = {
     "olmo": DecoderFamily(
         "OLMo", transformers.OlmoConfig, decoder_settings(clip_qkv=0.5), {"clipped query, key and value": {"clip_qkv": None}}
     ),
-    "olmo2": DecoderFamily("OLMo 2", transformers.Olmo2Config, decoder_settings(), {"query and key norms": _qk_norms_off}),
+    "olmo2": DecoderFamily("OLMo 2", transformers.Olmo2Config, decoder_settings(), {"query and key norms": qk_norms_off}),
     "granite": DecoderFamily(
         "Granite",
         transformers.GraniteConfig,
@@ -257,13 +228,35 @@ FAMILIES: dict[str, DecoderFamily] = {
             "layers without RoPE": {"layer_types": ["sliding_attention"] * 3, "sliding_window": 12},
         },
     ),
+    "mixtral": DecoderFamily(
+        "Mixtral",
+        transformers.MixtralConfig,
+        decoder_settings(num_local_experts=4),
+        {"two experts a token": {"num_experts_per_tok": 1}},
+    ),
+    "qwen3_moe": DecoderFamily(
+        "Qwen3-MoE",
+        transformers.Qwen3MoeConfig,
+        decoder_settings(
+            num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True, mlp_only_layers=[0]
+        ),
+        {"experts' weights sum to 1": {"norm_topk_prob": False}, "experts beside dense layers": experts_off},
+    ),
+    "gpt_oss": DecoderFamily(
+        "GPT-OSS (not the quantised checkpoint)",
+        transformers.GptOssConfig,
+        _alternating(head_dim=16, num_local_experts=4, num_experts_per_tok=2, swiglu_limit=0.5, rope_parameters=_DEFAULT_ROPE),
+        {
+            "attention sinks": sinks_off,
+            "alternating windows": {"sliding_window": 4096},
+            "clamped experts": {"swiglu_limit": 7.0},
+            "biases of experts": zero_biases("gate_up_proj", "down_proj"),
+        },
+    ),
 }
 
 
 REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
-    "Mixtral": ("a mixture of experts", transformers.MixtralConfig),
-    "Qwen3-MoE": ("a mixture of experts", transformers.Qwen3MoeConfig),
-    "GPT-OSS": ("a mixture of experts", transformers.GptOssConfig),
     "GPT-J": ("attention in its own modules", transformers.GPTJConfig),
     "CodeGen": ("attention in its own modules", transformers.CodeGenConfig),
     "GPT-Neo": ("attention in its own modules", transformers.GPTNeoConfig),

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 import threading
-import warnings
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.integrations.moe import ExpertsInterface
 from transformers.models.llama import modeling_llama
 
 from fastserve.errors import InvalidRequest, ModelNotFound, ProofFailed, ToolError, UnsupportedModel
-from fastserve.export import attention, command, graph_guards
+from fastserve.export import attention, command, experts, graph_guards
+from fastserve.export.graph import trace_packed
 from fastserve.export.options import ExportOptions, Stage
 from fastserve.export.text_generation import export_model
+from tests.synthetic.decoder_families import FAMILIES
 from tests.synthetic.tiny_models import (
     gpt2_config,
     llama_config,
@@ -30,8 +33,6 @@ from tests.synthetic.tiny_models import (
     save_model,
     tiny_tokenizer,
 )
-
-ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @pytest.fixture(scope="session")
@@ -79,14 +80,32 @@ def test_a_fine_tune_for_another_task_is_refused_instead_of_getting_a_random_hea
     assert not (tmp_path / "repository").exists()
 
 
-def test_attention_sinks_are_refused_by_name_and_the_registry_is_as_before() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = transformers.GptOssConfig(**shape_of_llama(), head_dim=16, num_local_experts=2, rope_parameters=ROPE)
-        model = random_model(config)
-    with pytest.raises(UnsupportedModel, match="s_aux"):
-        attention.probe(model)
+def test_the_proof_fails_when_attention_sinks_are_lost_on_the_way_to_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FAMILIES["gpt_oss"].save(tmp_path / "source")
+    emit = attention._emit
+    monkeypatch.setattr(attention, "_emit", lambda layer, states, inputs, head_sink: emit(layer, states, inputs, None))
+    with pytest.raises((ProofFailed, UnsupportedModel), match="max_abs_logit_difference"):
+        export_model(str(source), ExportOptions(tmp_path / "repository"))
+
+
+def test_a_mixture_with_a_norm_after_each_expert_is_refused() -> None:
+    module = types.SimpleNamespace(has_post_expert_norm=True)
+    with pytest.raises(UnsupportedModel, match="a norm after each expert"):
+        experts.all_experts(module, *(torch.zeros(1, 1) for _ in range(3)))
+
+
+def test_registries_and_implementations_are_as_before_when_a_trace_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(FAMILIES["mixtral"].config())
+    before = model.config._experts_implementation, model.config._attn_implementation
+    layers = attention.probe(model)
+    monkeypatch.setattr(attention, "_emit", lambda *arguments: 1 / 0)
+    with pytest.raises(UnsupportedModel, match="division by zero"):
+        trace_packed(model, layers)
+    assert (model.config._experts_implementation, model.config._attn_implementation) == before
     assert attention.IMPLEMENTATION not in transformers.AttentionInterface().valid_keys()
+    assert experts.IMPLEMENTATION not in ExpertsInterface().valid_keys()
 
 
 def test_a_configured_feature_that_the_model_does_not_pass_on_is_refused(tmp_path: Path) -> None:

@@ -121,10 +121,11 @@ def test_a_window_must_arrive_as_its_reach_and_the_token_itself(window: int, goo
         check_layers(config, layers, causal=False)
 
 
-def test_a_soft_cap_is_refused() -> None:
-    states = torch.zeros(3, 32)
-    with pytest.raises(UnsupportedModel, match="soft cap"):
-        PackedInputs(torch.zeros(2, dtype=torch.int32)).emit(AttentionLayer(0, 2, 2, 16, 0.25, 30.0, -1), states, states, states)
+@pytest.mark.parametrize(("softcap", "sinks", "reason"), [(30.0, None, "soft cap"), (0.0, torch.zeros(2), "attention sinks")])
+def test_attention_that_only_decoders_have_is_refused(softcap: float, sinks: torch.Tensor | None, reason: str) -> None:
+    states, layer = torch.zeros(3, 32), AttentionLayer(0, 2, 2, 16, 0.25, softcap, -1)
+    with pytest.raises(UnsupportedModel, match=reason):
+        PackedInputs(torch.zeros(2, dtype=torch.int32)).emit(layer, states, states, states, sinks)
 
 
 # --- the proof's verdict ----------------------------------------------------------------------------------------------

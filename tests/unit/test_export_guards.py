@@ -13,7 +13,7 @@ from transformers.models.llama import modeling_llama
 
 from fastserve.errors import InvalidRequest, UnsupportedModel
 from fastserve.export.attention import AttentionLayer, AttentionTrace
-from fastserve.export.guards import check_config, check_layers, check_model
+from fastserve.export.guards import check_config, check_experts, check_layers, check_model
 from fastserve.export.rotary import RotaryPlan, context_limit, freeze_frequencies, rotary_plan
 
 LAYER = AttentionLayer(index=0, num_heads=4, kv_num_heads=2, head_size=16, scale=0.25, softcap=0.0, window=-1)
@@ -39,7 +39,6 @@ def llama(**settings: Any) -> Any:
         (transformers.MptConfig(), "its own modules"),
         (transformers.Llama4TextConfig(), "chunked attention"),
         (transformers.Lfm2Config(full_attn_idxs=[2]), "layer_types"),
-        (transformers.MixtralConfig(), "mixture of experts"),
         (transformers.RobertaConfig(is_decoder=True), "padding id"),
         (transformers.XLMRobertaConfig(is_decoder=True), "padding id"),
         (llama(head_dim=20), "heads of 20"),
@@ -117,7 +116,6 @@ def test_without_a_scale_the_usual_one_holds() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"features": {"s_aux": torch.zeros(4)}}, "s_aux"),
         ({"features": {"position_bias": torch.zeros(1)}}, "position_bias"),
         ({"features": {"is_causal": False}}, "non-causal"),
         ({"features": {}, "module": SimpleNamespace(layer_idx=0, is_causal=False)}, "non-causal"),
@@ -155,8 +153,20 @@ def forward_without_positions(input_ids: Any, logits_to_keep: Any) -> None: ...
 )
 def test_a_model_class_that_cannot_be_driven_is_refused(supported: bool, forward: Any, reason: str) -> None:
     model = SimpleNamespace(_supports_attention_backend=supported, forward=forward, config=llama())
+    model._can_set_experts_implementation = lambda: False
     with pytest.raises(UnsupportedModel, match=reason):
         check_model(model)
+
+
+def test_experts_that_nothing_can_stand_in_for_are_refused() -> None:
+    config = transformers.MixtralConfig(num_local_experts=8)
+    model = SimpleNamespace(_supports_attention_backend=True, forward=forward_without_rows, config=config)
+    model._can_set_experts_implementation = lambda: False
+    with pytest.raises(UnsupportedModel, match=r"mixtral: a mixture of experts \(num_\w*experts=8\)"):
+        check_model(model)
+    with pytest.raises(UnsupportedModel, match="a mixture of experts"):
+        check_experts(config)
+    check_experts(llama())
 
 
 def test_dynamic_rope_is_exported_up_to_its_original_length() -> None:
