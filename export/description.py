@@ -72,6 +72,8 @@ def notes(model: Any, tokenizer: Any, code: bool, plan: RotaryPlan, longest_prov
     if isinstance(template, dict) and "default" not in template:
         found.append(f"no chat template: none of {', '.join(sorted(template))} is called default")
     text = model.config.get_text_config(decoder=True)
+    if text is not model.config:
+        found.append("only its text part is exported: it reads no images, sounds or videos")
     longest, limit = text.max_position_embeddings, context_limit(model.config)
     if plan.max_model_len < longest:
         reason = "of --max-model-len"

@@ -76,6 +76,14 @@ def _alternating(**settings: Any) -> dict[str, Any]:
     return decoder_settings(**{"num_hidden_layers": 3, "sliding_window": 12, "layer_types": layer_types} | settings)
 
 
+_TINY_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _ALL_FULL = {"layer_types": ["full_attention"] * 3}
 
 
@@ -132,6 +140,17 @@ FAMILIES: dict[str, DecoderFamily] = {
             "query and key norms": qk_norms_off,
             **EMBEDDING_SCALE,
         },
+    ),
+    "gemma3_image": DecoderFamily(
+        "Gemma 3 with images (its text part)",
+        transformers.Gemma3Config,
+        {
+            "text_config": _alternating(head_dim=32),
+            "vision_config": _TINY_VISION,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 260,
+        },
+        {"alternating windows": {"text_config": _alternating(head_dim=32, sliding_window=4096)}},
     ),
     "phi": DecoderFamily(
         "Phi 1, 1.5, 2",

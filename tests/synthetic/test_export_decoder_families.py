@@ -79,3 +79,19 @@ def test_the_proof_refuses_a_graph_and_a_source_that_differ_in_a_feature(
     reference = reference_run(model, plan.max_model_len, set())
     with pytest.raises(ProofFailed, match="max_abs_logit_difference"):
         prove(result.directory, result.manifest, reference)
+
+
+@pytest.mark.parametrize(
+    ("family", "note"),
+    [
+        ("llama", None),
+        ("gemma3_image", "only its text part is exported"),
+        ("mixtral", "every token is computed by all 4 experts, of which it needs 2"),
+        ("phi3", "longest context cut from 256 to the 48 tokens of its first RoPE factors"),
+        ("phi3-long", "contexts of up to 48 tokens get the RoPE factors of longer ones"),
+    ],
+)
+def test_what_differs_from_the_source_is_said(family: str, note: str | None, decoder_exports: Exports) -> None:
+    notes = decoder_exports(family).notes
+    assert len(notes) == (0 if note is None else 1)
+    assert note is None or note in notes[0]

@@ -115,7 +115,7 @@ def save_model(config: Any, directory: Path, seed: int = 0, **generation: Any) -
     model = random_model(config, seed)
     tokenizer = tiny_tokenizer()
     eos = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
-    model.generation_config = GenerationConfig(eos_token_id=eos, bos_token_id=config.bos_token_id, **generation)
+    model.generation_config = GenerationConfig(eos_token_id=eos, bos_token_id=config.get_text_config().bos_token_id, **generation)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(transformers|torch|safetensors)\..*")
         model.save_pretrained(directory)
