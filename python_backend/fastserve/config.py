@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fastserve.errors import ConfigError
 
 INNER_POLICIES = ("fcfs", "skip_join_mlfq", "gittins", "vtc")
-POLICIES = (*INNER_POLICIES, "priority")
+POLICIES = ("auto", *INNER_POLICIES, "priority")
 KV_CACHE_DTYPES = ("fp32", "fp16")
 
 SHARE_WEIGHTS = ("auto", "on", "off")

@@ -14,6 +14,7 @@ from tests.e2e.reference import assert_equal_but_for_ties, generate
 from tests.e2e.served_models import SERVED
 
 CONCURRENCY = 16
+OTHER_POLICIES = ("llama-fcfs", "llama-mlfq", "llama-vtc", "llama-priority")
 FP32_MODELS = ("llama", "gpt2", "qwen2", "qwen3", "llama-small-pool")
 
 
@@ -66,6 +67,19 @@ def test_tokens_are_the_same_alone_and_in_a_crowd(server, references, name, make
     assert [answer.output_ids for answer in alone] == [answer.output_ids for answer in crowd]
     assert len({answer.output_ids for answer in alone}) > len(alone) // 2
     assert all(answer.output_ids for answer in alone)
+
+
+@pytest.mark.parametrize("name", OTHER_POLICIES)
+def test_tokens_are_the_same_under_every_policy(server, references, name):
+    prompts = random_prompts("policies", references(name).config.vocab_size)
+    parameters = {"priority": -3} if name == "llama-priority" else {"tenant": "ada"}
+    requests = [sampled(name, prompt, index) for index, prompt in enumerate(prompts)]
+    for request in requests[::2]:
+        request.parameters.update(parameters)
+    answers = ask_all(server.grpc_url, requests, CONCURRENCY)
+    expected = ask_all(server.grpc_url, [sampled("llama", prompt, index) for index, prompt in enumerate(prompts)], 1)
+    assert [answer.error for answer in answers] == [None] * len(prompts)
+    assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in expected]
 
 
 def test_a_small_pool_really_preempts(server, references):

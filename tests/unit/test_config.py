@@ -32,7 +32,7 @@ BAD = [
     ("share_weights", "yes", "auto or on or off"),
     ("policy", "lifo", "fcfs"),
     ("policy", "", "fcfs"),
-    ("policy", "srpt_oracle", "fcfs or skip_join_mlfq or gittins or vtc or priority"),
+    ("policy", "srpt_oracle", "auto or fcfs or skip_join_mlfq or gittins or vtc or priority"),
     ("priority_inner_policy", "priority", "fcfs or skip_join_mlfq or gittins or vtc"),
     ("max_num_seqs", "0", "from 1 to 4096"),
     ("max_num_seqs", "4097", "from 1 to 4096"),
@@ -119,6 +119,7 @@ def test_a_configuration_cannot_be_changed_afterwards():
 def test_the_policies_that_can_be_configured_are_those_that_exist():
     costs = CostModel(0.01, 0.001, max_num_seqs=4, max_batched_tokens=16)
     assert [type(make_policy(name, costs)).__name__ for name in POLICIES] == [
+        "GittinsIndex",
         "FirstComeFirstServed",
         "SkipJoinMLFQ",
         "GittinsIndex",

@@ -71,6 +71,12 @@ def test_a_bad_option_is_refused_with_what_is_allowed(capsys, option, value, mes
     assert message in capsys.readouterr().err
 
 
+def test_a_plot_is_an_image_of_every_policy_and_measure(capsys, tmp_path):
+    file = tmp_path / "plot.png"
+    assert simulate(*SMALL, "--load", "0.5", "--policy", "fcfs", "--policy", "gittins", "--plot", str(file)) == 0
+    assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 20_000
+
+
 def test_without_matplotlib_a_plot_is_refused_before_anything_is_simulated(capsys, monkeypatch, tmp_path):
     real = builtins.__import__
 

@@ -11,7 +11,7 @@ from fastserve.config import EngineConfig
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
-from fastserve.core.policy import make_policy
+from fastserve.core.policy import AUTOMATIC, make_policy
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.engine import Engine
@@ -64,6 +64,7 @@ def load_engine(
     prompt, params = (0,) * max(1, num_tokens), SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, prompt, params))  # the largest prefill and a decode
     _profile(engine, prompt, clock)
+    _log_policy(config, cost_model)
     return engine
 
 
@@ -81,7 +82,18 @@ def _profile(engine: Engine, prompt: tuple[int, ...], clock: Callable[[], float]
             num_tokens = 1
     engine.reset_counters()
     engine.cost_model.start_from(samples or [(1, 0.0)])
-    logger.info("a step takes %.2f ms and %.3f ms a token", engine.cost_model.base_s * 1e3, engine.cost_model.token_s * 1e3)
+
+
+def _log_policy(config: EngineConfig, costs: CostModel) -> None:
+    share = costs.base_s / costs.step_seconds(costs.max_num_seqs)
+    logger.info(
+        "a step takes %.2f ms and %.3f ms a token: in a full batch %.0f %% is spent whatever the number of tokens",
+        costs.base_s * 1e3,
+        costs.token_s * 1e3,
+        100 * share,
+    )
+    if config.policy == "auto":
+        logger.info("policy auto: %s, the best in simulations of memory-bound and of compute-bound machines", AUTOMATIC)
 
 
 def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:

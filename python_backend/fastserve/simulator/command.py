@@ -16,8 +16,8 @@ from fastserve.simulator import summary, workload
 from fastserve.simulator.simulation import SRPT_ORACLE, Machine, simulate
 from fastserve.tools import console
 
-SIMULATED = (*(name for name in POLICIES if name != "priority"), SRPT_ORACLE)
-"""A trace has no priorities, so classes of them would show nothing."""
+SIMULATED = (*(name for name in POLICIES if name not in ("auto", "priority")), SRPT_ORACLE)
+"""``auto`` is one of the others, and a trace has no priorities that classes of them would show."""
 
 _EPILOG = f"""The trace is Azure's CSV (TIMESTAMP,ContextTokens,GeneratedTokens), JSON lines
 ({{"prompt_tokens": 9, "output_tokens": 9}}, or AIBrix's ShareGPT format), or the word {workload.SYNTHETIC}.
