@@ -93,7 +93,10 @@ def _log_policy(config: EngineConfig, costs: CostModel) -> None:
         100 * share,
     )
     if config.policy == "auto":
-        logger.info("policy auto: %s, the best in simulations of memory-bound and of compute-bound machines", AUTOMATIC)
+        logger.info(
+            "policy auto: %s, for short mean completion times, memory bound or compute bound",
+            AUTOMATIC,
+        )
 
 
 def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:

@@ -23,8 +23,10 @@ INNER_POLICIES: dict[str, Callable[[CostModel], Policy]] = {
 
 
 AUTOMATIC = "gittins"
-"""What ``auto`` is. In simulations of real traces it was the best of those that know nothing in advance, on machines where the
-base of a step costs most and on those where its tokens do; up to load 1 never noticeably worse than first come, first served."""
+"""What ``auto`` is. In simulations of two real traces, memory bound and compute bound, at loads from 0.5 to 1, its mean
+completion time was at most 1.03 times that of first come, first served and mostly less, and below that of skip_join_mlfq
+wherever both were run. The tail pays: P95 completion times were up to 1.35 times as long, and on one trace, compute bound at
+load 1, P95 latency for each output token up to 1.14 times."""
 
 
 def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs") -> Policy:
