@@ -53,8 +53,11 @@ def compare_fill_mask(source: Path, repository: Path, model: str, sentences: Seq
     ask = pipeline("fill-mask", model=str(source))
     questions = fill_mask_questions(sentences, ask.tokenizer.mask_token)
     expected = [[(row["token_str"], row["score"]) for row in ask(question.asked)] for question in questions]
-    read: Callable[[Outputs], Answer] = lambda outputs: list(zip(outputs["token_str"], outputs["score"], strict=True))  # noqa: E731
-    return _compare(expected, _served(repository, model, questions, concurrency, read))
+    return _compare(expected, _served(repository, model, questions, concurrency, _proposals))
+
+
+def _proposals(outputs: Outputs) -> Answer:
+    return list(zip(outputs["token_str"], outputs["score"], strict=True))
 
 
 def compare_reranking(source: Path, repository: Path, model: str, sentences: Sequence[str], concurrency: int) -> dict[str, Any]:

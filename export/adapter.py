@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastserve.errors import ModelNotFound, ProofFailed, ToolError, UnsupportedModel
+from fastserve.errors import ModelNotFound, ProofFailed, ToolError, UnsupportedModel, first_line
 from fastserve.export.source import LoadedModel, Source, load_tokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -48,7 +48,7 @@ def merge_adapter(loaded: LoadedModel, directory: Path) -> str | None:
     try:
         merged = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise UnsupportedModel(f"{directory}: it cannot be merged: {_first_line(error)}") from error
+        raise UnsupportedModel(f"{directory}: it cannot be merged: {first_line(error)}") from error
     loaded.model = merged.eval().requires_grad_(False)
     difference = float((_sample_logits(loaded.model) - before).abs().max())
     if not difference <= MERGE_TOLERANCE * float(before.std()):
@@ -63,7 +63,7 @@ def _read_config(directory: Path) -> Any:
     try:
         return peft.PeftConfig.from_pretrained(str(directory))
     except Exception as error:  # PEFT raises whatever a damaged or unknown configuration provokes
-        raise ModelNotFound(f"{directory / ADAPTER_CONFIG} cannot be read: {_first_line(error)}") from error
+        raise ModelNotFound(f"{directory / ADAPTER_CONFIG} cannot be read: {first_line(error)}") from error
 
 
 def _import_peft() -> Any:
@@ -84,11 +84,11 @@ def _attach(loaded: LoadedModel, config: Any, directory: Path) -> Any:
             raise UnsupportedModel(f"{directory}: adapters of type {_kind(config)} cannot be merged into weights")
         result = wrapped.load_adapter(str(directory), adapter_name=_ADAPTER, torch_device="cpu")
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-        raise UnsupportedModel(f"{misfit}: {_first_line(error)}") from error
+        raise UnsupportedModel(f"{misfit}: {first_line(error)}") from error
     except UnsupportedModel:
         raise
     except Exception as error:  # every file format has exceptions of its own for a damaged file
-        raise ModelNotFound(f"{directory}: its weights cannot be read: {_first_line(error)}") from error
+        raise ModelNotFound(f"{directory}: its weights cannot be read: {first_line(error)}") from error
     if left_over := [*result.unexpected_keys, *result.missing_keys]:
         raise UnsupportedModel(f"{misfit}: {left_over[0]} has no counterpart")
     return wrapped.eval()
@@ -122,7 +122,3 @@ def _remark(base: str | None, source: Source) -> str | None:
 
 def _kind(config: Any) -> str:
     return str(getattr(config.peft_type, "value", config.peft_type))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from transformers import AttentionInterface
 
-from fastserve.errors import UnsupportedModel
+from fastserve.errors import UnsupportedModel, first_line
 
 IMPLEMENTATION = "fastserve"
 DOMAIN = "fastserve"
@@ -86,8 +86,25 @@ class PagedInputs:
         value: torch.Tensor,
         head_sink: torch.Tensor | None,
     ) -> torch.Tensor:
-        """A PagedAttention node."""
-        return _emit(layer, (query, key, value), self, head_sink)
+        """A PagedAttention node. Its inputs and attributes mirror ONNX Runtime's ``com.microsoft::PagedAttention``."""
+        cos_cache = sin_cache = None  # rotation is part of the graph
+        operands = [query, key, value, self.key_cache[layer.index], self.value_cache[layer.index]]
+        operands += [self.cumulative_sequence_length, self.past_seqlens, self.block_table]
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{OPERATOR}",
+            [*operands, cos_cache, sin_cache, self.slot_mapping, head_sink],
+            {
+                "num_heads": layer.num_heads,
+                "kv_num_heads": layer.kv_num_heads,
+                "scale": layer.scale,
+                "softcap": layer.softcap,
+                "local_window_size": layer.window,
+                "do_rotary": 0,
+            },
+            dtype=query.dtype,
+            shape=query.shape,
+            version=1,
+        )
 
 
 class AttentionTrace:
@@ -169,34 +186,6 @@ def _flat(states: torch.Tensor) -> torch.Tensor:
     return states.transpose(1, 2).reshape(states.shape[2], states.shape[1] * states.shape[3])
 
 
-def _emit(
-    layer: AttentionLayer,
-    query_key_value: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    inputs: PagedInputs,
-    head_sink: torch.Tensor | None,
-) -> torch.Tensor:
-    """One PagedAttention node. Its inputs and attributes mirror ONNX Runtime's ``com.microsoft::PagedAttention``."""
-    query = query_key_value[0]
-    cos_cache = sin_cache = None  # rotation is part of the graph
-    operands = [*query_key_value, inputs.key_cache[layer.index], inputs.value_cache[layer.index]]
-    operands += [inputs.cumulative_sequence_length, inputs.past_seqlens, inputs.block_table]
-    return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{OPERATOR}",
-        [*operands, cos_cache, sin_cache, inputs.slot_mapping, head_sink],
-        {
-            "num_heads": layer.num_heads,
-            "kv_num_heads": layer.kv_num_heads,
-            "scale": layer.scale,
-            "softcap": layer.softcap,
-            "local_window_size": layer.window,
-            "do_rotary": 0,
-        },
-        dtype=query.dtype,
-        shape=query.shape,
-        version=1,
-    )
-
-
 @contextlib.contextmanager
 def attention_replaced(model: Any, trace: AttentionTrace) -> Iterator[None]:
     """Let ``trace`` be ``model``'s attention. No mask function is registered, which is how transformers is told to make
@@ -219,6 +208,5 @@ def probe(model: Any, *, causal: bool = True) -> list[AttentionLayer]:
         try:
             model(input_ids=tokens, position_ids=torch.arange(3)[None], use_cache=False)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnsupportedModel(f"{model.config.model_type}: its forward pass fails: {reason[:300]}") from error
+            raise UnsupportedModel(f"{model.config.model_type}: its forward pass fails: {first_line(error)}") from error
     return trace.layers

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fastserve.config import GENERATION_TASK
-from fastserve.errors import InvalidRequest, UnsupportedModel
+from fastserve.errors import InvalidRequest, UnsupportedModel, first_line
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.encoders.guards import check_encoder_config
 from fastserve.export.encoders.heads import HEADS
@@ -95,7 +95,7 @@ def _without_weights(config: Any, auto_class: Any) -> Any:
         with torch.device("meta"):
             return auto_class.from_config(config, attn_implementation="eager").eval()
     except (ValueError, ImportError) as error:
-        raise UnsupportedModel(f"{config.model_type}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        raise UnsupportedModel(f"{config.model_type}: {first_line(error)}") from error
 
 
 def _layers(model: Any, *, causal: bool) -> tuple[list[AttentionLayer], tuple[str, ...]]:

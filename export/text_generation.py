@@ -52,7 +52,7 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
         merged = merge_adapter(loaded[0], options.adapter) if options.adapter is not None else None
         with staged_version(options, name) as directory:
             remarks = _notes(loaded[0], plan) + ((merged,) if merged else ())
-            manifest, reference = _write(loaded, directory, options, clock)
+            manifest, reference = _write(loaded, directory, options, plan, clock)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             manifest = dataclasses.replace(manifest, proof=prove(directory, manifest, reference))
@@ -67,7 +67,7 @@ def _notes(loaded: LoadedModel, plan: RotaryPlan) -> tuple[str, ...]:
 
 
 def _write(
-    holder: list[LoadedModel], directory: Path, options: ExportOptions, clock: StageClock
+    holder: list[LoadedModel], directory: Path, options: ExportOptions, plan: RotaryPlan, clock: StageClock
 ) -> tuple[ModelManifest, Reference]:
     """Everything up to the proof. Takes the model out of ``holder``, so that its weights are freed on return."""
     loaded = holder.pop()
@@ -78,7 +78,6 @@ def _write(
     generation_defaults(model.generation_config)  # refuses bad ones before the slow part
     layers = probe(model)
     check_layers(model.config, layers)
-    plan = rotary_plan(model.config, options.max_model_len)
     if plan.beyond is not None:  # the source would change sets inside the reference run
         freeze_frequencies(model, plan.beyond)
     reference = reference_run(model, plan.max_model_len, {layer.window for layer in layers})
@@ -102,8 +101,9 @@ def _describe(
     layers: list[AttentionLayer],
     directory: Path,
 ) -> ModelManifest:
-    """The manifest of the files in ``directory``, not proven yet."""
+    """The manifest of the files in ``directory``, not proven yet. ``options``: as they are carried out."""
     model = loaded.model
+    assert options.max_model_len is not None
     vocab_size = graph.outputs[0].shape[1]
     assert isinstance(vocab_size, int)
     return ModelManifest(
@@ -115,7 +115,7 @@ def _describe(
             dtype=options.dtype,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             vocab_size=vocab_size,
-            max_model_len=rotary_plan(model.config, options.max_model_len).max_model_len,
+            max_model_len=options.max_model_len,
             adapter=options.adapter.resolve().name if options.adapter is not None else None,
         ),
         graphs={"decoder": graph},

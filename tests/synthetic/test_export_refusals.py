@@ -64,8 +64,12 @@ def test_the_proof_fails_when_a_feature_is_lost_on_the_way_to_the_graph(
     config: Callable[[], Any], lost: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_model(config(), tmp_path / "source")
-    emit = attention._emit
-    monkeypatch.setattr(attention, "_emit", lambda layer, *rest: emit(dataclasses.replace(layer, **lost), *rest))
+    emit = attention.PagedInputs.emit
+
+    def emit_without(inputs: Any, layer: attention.AttentionLayer, *operands: Any) -> Any:
+        return emit(inputs, dataclasses.replace(layer, **lost), *operands)
+
+    monkeypatch.setattr(attention.PagedInputs, "emit", emit_without)
     with pytest.raises(ProofFailed, match="max_abs_logit_difference"):
         export_model(str(source), ExportOptions(tmp_path / "repository"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -84,8 +88,8 @@ def test_the_proof_fails_when_attention_sinks_are_lost_on_the_way_to_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = FAMILIES["gpt_oss"].save(tmp_path / "source")
-    emit = attention._emit
-    monkeypatch.setattr(attention, "_emit", lambda layer, states, inputs, head_sink: emit(layer, states, inputs, None))
+    emit = attention.PagedInputs.emit
+    monkeypatch.setattr(attention.PagedInputs, "emit", lambda *operands: emit(*operands[:-1], None))  # the last is the sink
     with pytest.raises((ProofFailed, UnsupportedModel), match="max_abs_logit_difference"):
         export_model(str(source), ExportOptions(tmp_path / "repository"))
 
@@ -100,7 +104,7 @@ def test_registries_and_implementations_are_as_before_when_a_trace_fails(monkeyp
     model = random_model(FAMILIES["mixtral"].config())
     before = model.config._experts_implementation, model.config._attn_implementation
     layers = attention.probe(model)
-    monkeypatch.setattr(attention, "_emit", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(attention.PagedInputs, "emit", lambda *arguments: 1 / 0)
     with pytest.raises(UnsupportedModel, match="division by zero"):
         trace_packed(model, layers)
     assert (model.config._experts_implementation, model.config._attn_implementation) == before

@@ -85,7 +85,10 @@ RULES = {
     ),
 }
 """By room. "ground" is L0, :data:`GROUND`; everyone may import it, and the standard library."""
-GROUND = {"fastserve", *(f"fastserve.{name}" for name in ("errors", "config", "manifest", "locked_folder"))}
+GROUND = {
+    "fastserve",
+    *(f"fastserve.{name}" for name in ("errors", "config", "manifest", "locked_folder", "argument_types", "timestamps")),
+}
 
 
 @dataclasses.dataclass(frozen=True)

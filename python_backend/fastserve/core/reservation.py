@@ -41,6 +41,11 @@ class Reservation:
         """For each sampling chunk, in plan order, the sequences that draw a token from its logits: its own, and the answers that
         begin with it."""
 
+    @property
+    def drawing_sequences(self) -> list[Sequence]:
+        """Those of :attr:`drawing`, one after the other."""
+        return [sequence for sequences in self.drawing for sequence in sequences]
+
     def __enter__(self) -> Reservation:
         for sequence in self.plan.preempted:
             self._scheduler.preempt(sequence)
@@ -93,8 +98,7 @@ class Reservation:
         for sequence, positions in prompt_logprobs.items():
             sequence.num_prompt_logprobs_known += len(positions)
             events.append(PromptLogprobs(sequence.request.request_id, tuple(positions)))
-        drawing = [sequence for sequences in self.drawing for sequence in sequences]
-        pairs = list(zip(drawing, tokens, strict=True))
+        pairs = list(zip(self.drawing_sequences, tokens, strict=True))
         reasons = [self._append(sequence, token) for sequence, token in pairs]
         for first, *others in self.drawing:
             for sequence in others:

@@ -135,7 +135,7 @@ class Engine:
             positions: dict[CoreSequence, list[PositionLogprobs]] = {}
             if any(chunk.prompt_rows for chunk in plan.chunks):
                 logits, positions = _split_rows(logits, plan)
-            drawing = [sequence for sequences in reservation.drawing for sequence in sequences]
+            drawing = reservation.drawing_sequences
             if len(drawing) > len(reservation.drawing):
                 logits = np.repeat(logits, [len(sequences) for sequences in reservation.drawing], axis=0)
             return self._sampler.sample(logits, drawing), positions

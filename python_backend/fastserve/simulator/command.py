@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastserve.argument_types import at_least, check_output_file
 from fastserve.config import POLICIES
 from fastserve.errors import FastServeError, ToolError
 from fastserve.simulator import summary, workload
@@ -38,11 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cost", type=_cost, default=(6.0, 1.5), metavar="C0,C1", help="ms of a step, and of each token in it (6,1.5: a CPU)"
     )
-    parser.add_argument("--max-seqs", type=_count, default=16, metavar="N", help="sequences in a step (16)")
-    parser.add_argument("--max-batched-tokens", type=_count, default=256, metavar="N", help="tokens in a step (256)")
-    parser.add_argument("--clip", type=_length, default=2048, metavar="N", help="longest prompt + output; longer are cut (2048)")
-    parser.add_argument("--kv-tokens", type=_count, metavar="N", help="tokens the KV pool holds (max-seqs * clip)")
-    parser.add_argument("--requests", type=_count, metavar="N", help="the first N, drawn again at random beyond the last (all)")
+    parser.add_argument("--max-seqs", type=at_least(1), default=16, metavar="N", help="sequences in a step (16)")
+    parser.add_argument("--max-batched-tokens", type=at_least(1), default=256, metavar="N", help="tokens in a step (256)")
+    parser.add_argument(
+        "--clip", type=at_least(2), default=2048, metavar="N", help="longest prompt + output; longer are cut (2048)"
+    )
+    parser.add_argument("--kv-tokens", type=at_least(1), metavar="N", help="tokens the KV pool holds (max-seqs * clip)")
+    parser.add_argument(
+        "--requests", type=at_least(1), metavar="N", help="the first N, drawn again at random beyond the last (all)"
+    )
     parser.add_argument("--arrivals", choices=workload.ARRIVALS, default="poisson", help="times of arrival (poisson)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write a row for each policy and load here")
@@ -53,9 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     """0. Raises :class:`ToolError` for what cannot be read, simulated or written."""
     from fastserve.simulator import display
 
-    for file in (arguments.json, arguments.plot):
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise ToolError(f"{file}: cannot be written: it is a folder, or its folder does not exist")
+    check_output_file(arguments.json)
+    check_output_file(arguments.plot)
     if arguments.plot is not None:
         display.require_matplotlib()
     machine = _machine(arguments)
@@ -142,17 +146,3 @@ def _real(text: str, allowed: str, high: float) -> float:
     if not (math.isfinite(value) and 0 < value <= high):
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed: {allowed}")
     return value
-
-
-def _length(text: str) -> int:
-    return _whole(text, 2)
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _whole(text: str, low: int) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: a whole number, at least {low}")
-    return int(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import datetime
 import itertools
 import json
 import random
@@ -14,6 +13,7 @@ from typing import Any
 
 from fastserve.core.cost_model import CostModel
 from fastserve.errors import ToolError
+from fastserve.timestamps import timestamp_seconds
 
 SYNTHETIC = "synthetic"
 ARRIVALS = ("poisson", "gamma", "trace")
@@ -108,10 +108,8 @@ def _number(place: str, name: str, value: Any) -> float:
 
 
 def _date(place: str, text: Any) -> float:
-    """Seconds; the fraction may have more digits than Python reads."""
     try:
-        whole, _, fraction = str(text).partition(".")
-        return datetime.datetime.fromisoformat(whole).timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+        return timestamp_seconds(str(text))
     except ValueError:
         raise ToolError(f"{place}: TIMESTAMP: got {text!r}, allowed: a date and time such as 2023-11-16 18:15:46.68") from None
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastserve.argument_types import at_least, check_output_file
 from fastserve.config import GENERATION_TASK
 from fastserve.errors import ModelNotFound, ToolError
 from fastserve.manifest import ModelManifest
@@ -20,9 +21,8 @@ from fastserve.tools.evaluation.metric_packages import require_metric_packages
 from fastserve.tools.evaluation.prediction import Predictions, Predictor, ServedModel, predict
 from fastserve.tools.evaluation.progress import progress_bar
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
-from fastserve.tools.request_arguments import add_server_arguments, server_url
+from fastserve.tools.request_arguments import DEFAULT_REPOSITORY, add_server_arguments, server_url
 
-_DEFAULT_REPOSITORY = Path("model_repository")
 _EPILOG = """examples:
   fastserve evaluate my-ner test.conll                         CoNLL: words in the first column, tags in the last
   fastserve evaluate my-ner test.conll --compare ./my-ner-finetuned --base ./my-base-model
@@ -49,8 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for --in-process (default: ./model_repository); its manifest also says how --compare has to be done",
     )
     parser.add_argument("--task", choices=EVALUATED_TASKS, metavar="TASK", help="default: what the server says the model is for")
-    parser.add_argument("--limit", type=_count, metavar="N", help="the first N items only (for perplexity: windows of the text)")
-    parser.add_argument("--concurrency", type=_count, default=16, metavar="N", help="requests at the same time (default: 16)")
+    parser.add_argument(
+        "--limit", type=at_least(1), metavar="N", help="the first N items only (for perplexity: windows of the text)"
+    )
+    parser.add_argument(
+        "--concurrency", type=at_least(1), default=16, metavar="N", help="requests at the same time (default: 16)"
+    )
     parser.add_argument(
         "--parameter", action="append", default=[], type=parameter, metavar="NAME=VALUE", help="sent with every request"
     )
@@ -93,11 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
     """0; 1 when the served model is not its source. Raises :class:`ToolError` for what cannot be evaluated."""
     if arguments.base is not None and arguments.compare is None:
         raise ToolError("--base is shown beside the fine-tuned model: give --compare HF_DIR as well")
-    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        raise ToolError(f"{arguments.json}: cannot be written: it is a folder, or its folder does not exist")
+    check_output_file(arguments.json)
     manifest: ModelManifest | None = None  # of a server nobody says where its models are, it is not known
     if arguments.in_process or arguments.model_repository is not None:
-        directory = _version_folder(arguments.model_repository or _DEFAULT_REPOSITORY, arguments.model)
+        directory = _version_folder(arguments.model_repository or DEFAULT_REPOSITORY, arguments.model)
         manifest = ModelManifest.load(directory)
         if arguments.in_process and arguments.task is None and manifest.task == GENERATION_TASK:
             from fastserve.tools.evaluation.language_model import evaluate_language_model
@@ -121,7 +124,7 @@ def _ask_served(
     task = load_dataset(arguments.dataset, task_name, _dataset_options(arguments))
     console.stderr().print(f"Starting Triton with {arguments.model} ...", style="dim")
     options = LaunchOptions(model_control_mode="explicit", load_models=(arguments.model,))
-    repository = arguments.model_repository or _DEFAULT_REPOSITORY
+    repository = arguments.model_repository or DEFAULT_REPOSITORY
     with TritonLauncher(repository, options) as triton, connect_encoder(triton.grpc_url) as client:
         return task_name, task, *_timed(arguments, task, client)
 
@@ -223,12 +226,6 @@ def _columns(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed: two columns, from 1 or from the end: 1,4 or 1,-1") from None
     return word, tag
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: a whole number, at least 1")
-    return int(text)
 
 
 def _fraction(text: str) -> float:

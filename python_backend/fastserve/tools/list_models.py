@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastserve.errors import ManifestError, ModelNotFound, ToolError
-from fastserve.manifest import ModelManifest
+from fastserve.manifest import MANIFEST_FILE, ModelManifest
 from fastserve.tools import console, server_status
 from fastserve.tools.client import ServerUnreachable
+from fastserve.tools.request_arguments import DEFAULT_REPOSITORY, DEFAULT_URLS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-DEFAULT_SERVER = "http://127.0.0.1:8000"
-DEFAULT_REPOSITORY = Path("model_repository")
+DEFAULT_SERVER = DEFAULT_URLS["http"]
 EXPORTED, DAMAGED, FOREIGN = "exported", "damaged", "not FastServe's"
 
 _EPILOG = """examples:
@@ -85,7 +85,7 @@ def in_repository(repository: Path) -> list[ListedModel]:
 
 def _from_folder(name: str, version: Path) -> ListedModel:
     size = sum(file.stat().st_size for file in version.rglob("*") if file.is_file())
-    if not (version / "manifest.json").exists():
+    if not (version / MANIFEST_FILE).exists():
         return ListedModel(name, version.name, FOREIGN, size=size)
     try:
         manifest = ModelManifest.load(version)

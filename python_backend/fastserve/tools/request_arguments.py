@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+DEFAULT_REPOSITORY = Path("model_repository")
 DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "http://127.0.0.1:8000"}
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
 

@@ -14,6 +14,7 @@ from fastserve.errors import ToolError
 from fastserve.tools import console
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
 from fastserve.tools.ports import port_number
+from fastserve.tools.request_arguments import DEFAULT_REPOSITORY
 
 _EPILOG = """examples:
   fastserve serve
@@ -29,7 +30,7 @@ Only this machine can connect unless --host says otherwise (0.0.0.0: every netwo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: ./model_repository")
+    parser.add_argument("--model-repository", type=Path, default=DEFAULT_REPOSITORY, help=f"default: ./{DEFAULT_REPOSITORY}")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import datetime
 import random
 from pathlib import Path
 
 from fastserve.errors import ToolError
+from fastserve.timestamps import timestamp_seconds
 
 _ALLOWED = "a time in seconds or as YYYY-MM-DD HH:MM:SS, then optionally the tokens of prompt and answer"
 
@@ -57,9 +57,7 @@ def _seconds(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        whole, _, fraction = text.strip().partition(".")  # fractions may have more digits than Python reads
-        at = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.timezone.utc).timestamp()
-        return at + (float(f"0.{fraction}") if fraction else 0.0)
+        return timestamp_seconds(text)
 
 
 def _tokens(text: str) -> int | None:

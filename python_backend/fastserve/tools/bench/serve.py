@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastserve.argument_types import at_least
 from fastserve.config import GENERATION_TASK
 from fastserve.errors import ToolError
 from fastserve.tools import console
@@ -39,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="name of the model on the server")
     add_server_arguments(parser)
     loop = parser.add_mutually_exclusive_group()
-    loop.add_argument("--concurrency", type=_whole, metavar="N", help="closed loop of N users (default: 1)")
+    loop.add_argument("--concurrency", type=at_least(1), metavar="N", help="closed loop of N users (default: 1)")
     loop.add_argument("--rate", type=_positive, metavar="R", help="open loop: R requests a second on average, Poisson")
     loop.add_argument("--trace", type=Path, metavar="FILE", help="open loop: arrivals (and lengths) of a CSV file")
-    parser.add_argument("--requests", type=_whole, metavar="N", help="how many (default: 100; of a trace, all of it)")
+    parser.add_argument("--requests", type=at_least(1), metavar="N", help="how many (default: 100; of a trace, all of it)")
     parser.add_argument("--speed", type=_positive, default=1.0, metavar="X", help="play the trace X times as fast (default: 1)")
     parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="requests before, not counted (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and settings there")
@@ -50,9 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, or .jsonl; used in turn")
     work.add_argument("--input-tokens", type=lengths, default=Lengths(128, 128), metavar="LENGTHS", help="N, A-B or exp:MEAN")
     work.add_argument("--output-tokens", type=lengths, default=Lengths(64, 64), metavar="LENGTHS", help="N, A-B or exp:MEAN")
-    work.add_argument("--max-input-tokens", type=_whole, metavar="N", help="made-up prompts are cut down to N")
-    work.add_argument("--max-output-tokens", type=_whole, metavar="N", help="answers are cut down to N")
-    work.add_argument("--vocabulary", type=_whole, default=256, metavar="N", help="random token ids are below N (default: 256)")
+    work.add_argument("--max-input-tokens", type=at_least(1), metavar="N", help="made-up prompts are cut down to N")
+    work.add_argument("--max-output-tokens", type=at_least(1), metavar="N", help="answers are cut down to N")
+    work.add_argument(
+        "--vocabulary", type=at_least(1), default=256, metavar="N", help="random token ids are below N (default: 256)"
+    )
     work.add_argument("--ignore-eos", action=argparse.BooleanOptionalAction, default=True, help="no answer ends early")
     work.add_argument("--parameter", action="append", default=[], type=parameter, metavar="NAME=VALUE", help="of each request")
     work.add_argument("--candidate-labels", metavar="A,B,...", help="classes of zero-shot classification")
@@ -160,12 +163,6 @@ def _write(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
     except OSError as error:
         raise ToolError(f"--json {arguments.json}: cannot be written ({error.strerror})") from None
     console.stdout().print(f"written to {arguments.json}")
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, allowed: a whole number from 1")
-    return int(text)
 
 
 def _positive(text: str) -> float:
