@@ -11,7 +11,7 @@ from fastserve.config import EngineConfig
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
-from fastserve.core.policy import AUTOMATIC, make_policy
+from fastserve.core.policy import AUTOMATIC, make_policy, needs_costs
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.engine import Engine
@@ -63,8 +63,9 @@ def load_engine(
     num_tokens = min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1)
     prompt, params = (0,) * max(1, num_tokens), SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, prompt, params))  # the largest prefill and a decode
-    _profile(engine, prompt, clock)
-    _log_policy(config, cost_model)
+    if needs_costs(config.policy, inner=config.priority_inner_policy):  # of the others no request waits for a profile
+        _profile(engine, prompt, clock)
+        _log_policy(config, cost_model)
     return engine
 
 

@@ -21,6 +21,7 @@ INNER_POLICIES: dict[str, Callable[[CostModel], Policy]] = {
 """By the name used in configuration; those that may also rule inside a priority class. The keys equal
 ``fastserve.config.INNER_POLICIES``, which a test checks."""
 
+_COST_AWARE = frozenset({"skip_join_mlfq", "gittins"})
 
 AUTOMATIC = "gittins"
 """What ``auto`` is. In simulations of two real traces, memory bound and compute bound, at loads from 0.5 to 1, its mean
@@ -36,4 +37,9 @@ def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs") -> Pol
     return INNER_POLICIES[AUTOMATIC if name == "auto" else name](cost_model)
 
 
-__all__ = ["AUTOMATIC", "INNER_POLICIES", "Policy", "PriorityClasses", "make_policy"]
+def needs_costs(name: str, *, inner: str = "fcfs") -> bool:
+    """Whether the order of that policy depends on the cost model."""
+    return {"auto": AUTOMATIC, "priority": inner}.get(name, name) in _COST_AWARE
+
+
+__all__ = ["AUTOMATIC", "INNER_POLICIES", "Policy", "PriorityClasses", "make_policy", "needs_costs"]
