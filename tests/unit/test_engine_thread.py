@@ -12,7 +12,8 @@ from fastserve.core.request import FinishReason
 from fastserve.engine.engine_thread import EngineStopped, EngineThread
 from fastserve.engine.stats import EngineStats
 from fastserve.errors import DeadlineExceeded, EngineDead, QueueFull, RequestTooLong, ShuttingDown, StepFailed
-from tests.doubles import FakeClock, HashingRunner, collect, make_engine, make_request, run_to_end
+from tests.doubles import FakeClock, collect, make_engine, make_request, run_to_end
+from tests.hashing_runner import HashingRunner
 
 TIMEOUT_S = 20
 

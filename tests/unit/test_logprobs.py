@@ -10,7 +10,8 @@ import pytest
 from fastserve.core.logprobs import TokenLogprob
 from fastserve.tasks.token_logprobs import PromptLogprobsText, logprobs_json
 from fastserve.worker.logprobs import log_probability, position_logprobs
-from tests.doubles import VOCAB_SIZE, ByteTokenizer, hash_logits, make_engine, make_request, run_to_end
+from tests.doubles import ByteTokenizer, make_engine, make_request, run_to_end
+from tests.hashing_runner import VOCAB_SIZE, hash_logits
 
 ROW = np.array([1.0, 3.0, 2.0, 3.0, -np.inf], np.float32)
 

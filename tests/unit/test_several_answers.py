@@ -10,7 +10,8 @@ from fastserve.core.invariants import violations
 from fastserve.core.request import FinishReason
 from fastserve.core.sequence import SequenceStatus
 from fastserve.errors import DeadlineExceeded, QueueFull, StepFailed
-from tests.doubles import FakeClock, HashingRunner, collect, make_engine, make_request, run_to_end
+from tests.doubles import FakeClock, collect, make_engine, make_request, run_to_end
+from tests.hashing_runner import HashingRunner
 
 
 def several(request_id=1, prompt=range(10), **params):

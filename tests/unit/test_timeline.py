@@ -13,7 +13,8 @@ from fastserve.errors import StepFailed
 from fastserve.tasks.text_generation import GenerationInput, TextGeneration
 from fastserve.triton.generation_stream import GenerationResponse
 from fastserve.triton.protocol import ReturnFlags
-from tests.doubles import ByteTokenizer, FakeClock, HashingRunner, RecordingChannel, make_engine, make_manifest, make_request
+from tests.doubles import ByteTokenizer, FakeClock, RecordingChannel, make_engine, make_manifest, make_request
+from tests.hashing_runner import HashingRunner
 
 
 def timed(request):
