@@ -20,11 +20,18 @@ from tests.synthetic.one_node_session import one_node_session
 Array = npt.NDArray[Any]
 ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
+CONSTANTS = ("cos_cache", "sin_cache", "q_norm_weight", "k_norm_weight")
+MAX_LEN = 256
+"""Positions that have angles."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One attention layer. ``attributes``: further node attributes, as sorted pairs so that a Shape can be a cache key."""
+    """One attention layer. ``attributes``: further node attributes, as sorted pairs so that a Shape can be a cache key.
+
+    ``packed_qkv``: query, key and value are one input; ``rotary_size``: dimensions that the op rotates, 0 for none; ``norm``:
+    the op normalises queries and keys; ``without``: inputs left out all the same.
+    """
 
     num_heads: int = 4
     kv_num_heads: int = 2
@@ -33,10 +40,25 @@ class Shape:
     kv_dtype: str = "fp32"
     sink: bool = False
     slot_mapping: bool = True
+    packed_qkv: bool = False
+    rotary_size: int = 0
+    norm: bool = False
+    without: tuple[str, ...] = ()
     attributes: tuple[tuple[str, Any], ...] = ()
 
     def attribute(self, name: str, missing: float) -> float:
         return float(dict(self.attributes).get(name, missing))
+
+    def constants(self) -> dict[str, Array]:
+        """What a model would hold as weights: angles of positions and gains of the norms."""
+        named: dict[str, Array] = {}
+        if self.rotary_size:
+            angles = np.arange(MAX_LEN)[:, None] / 10000 ** (np.arange(0, self.rotary_size, 2) / self.rotary_size)
+            named |= {"cos_cache": np.cos(angles).astype(np.float32), "sin_cache": np.sin(angles).astype(np.float32)}
+        if self.norm:
+            gains = np.random.default_rng(self.head_size).uniform(0.5, 2.0, (2, self.head_size)).astype(np.float32)
+            named |= {"q_norm_weight": gains[0], "k_norm_weight": gains[1]}
+        return named
 
 
 def with_attributes(shape: Shape, **attributes: Any) -> Shape:
@@ -93,9 +115,14 @@ def make_session(shape: Shape, threads: int = 2, value_dtype: str | None = None)
     integers, cache, value_cache = TensorProto.INT32, ELEMENT_TYPES[shape.kv_dtype], ELEMENT_TYPES[value_dtype or shape.kv_dtype]
     types = dict.fromkeys(("query", "key", "value"), TensorProto.FLOAT) | {"key_cache": cache, "value_cache": value_cache}
     types |= dict.fromkeys(("cumulative_sequence_length", "past_seqlens", "block_table"), integers)
-    names = [*types, "", "", "slot_mapping" if shape.slot_mapping else "", "head_sink" if shape.sink else ""]
-    types |= {"slot_mapping": integers, "head_sink": TensorProto.FLOAT}
-    attributes = {"num_heads": shape.num_heads, "kv_num_heads": shape.kv_num_heads, **dict(shape.attributes)}
+    absent = {name for name in ("key", "value") if shape.packed_qkv} | set(shape.without)
+    absent |= {name for name, present in (("slot_mapping", shape.slot_mapping), ("head_sink", shape.sink)) if not present}
+    absent |= set(CONSTANTS) - set(shape.constants())
+    types |= {"slot_mapping": integers} | dict.fromkeys(("head_sink", *CONSTANTS), TensorProto.FLOAT)
+    names = [*list(types)[:8], *CONSTANTS[:2], "slot_mapping", "head_sink", *CONSTANTS[2:]]
+    names = ["" if name in absent else name for name in names]
+    attributes: dict[str, Any] = {"num_heads": shape.num_heads, "kv_num_heads": shape.kv_num_heads}
+    attributes |= {"do_rotary": int(shape.rotary_size > 0), **dict(shape.attributes)}
     return one_node_session("PagedAttention", names, types, attributes, threads)
 
 
@@ -148,7 +175,10 @@ class Pool:
             name: np.concatenate([getattr(tokens[c.sequence], name)[c.start : c.start + c.count] for c in chunks])
             for name in ("query", "key", "value")
         }
-        feeds: dict[str, Array] = {**packed, "key_cache": self.key_cache, "value_cache": self.value_cache}
+        if self.shape.packed_qkv:
+            packed = {"query": np.concatenate(list(packed.values()), axis=1)}
+        feeds: dict[str, Array] = packed | self.shape.constants()
+        feeds |= {"key_cache": self.key_cache, "value_cache": self.value_cache}
         feeds["cumulative_sequence_length"] = np.cumsum([0] + [c.count for c in chunks], dtype=np.int32)
         feeds["past_seqlens"] = np.array([c.start for c in chunks], np.int32)
         feeds["block_table"] = table
@@ -156,7 +186,7 @@ class Pool:
             feeds["slot_mapping"] = np.concatenate([self.slots(c) for c in chunks])
         if sink is not None:
             feeds["head_sink"] = sink
-        return feeds
+        return {name: array for name, array in feeds.items() if name not in self.shape.without}
 
 
 def run_steps(
@@ -169,7 +199,7 @@ def run_steps(
     """Run packed steps one after another; returns each sequence's output rows in order of position."""
     rows = [np.full_like(t.query, np.nan) for t in tokens]
     for chunks in steps:
-        output = run_op(session, pool.feeds(tokens, chunks, sink))
+        output = run_op(session, pool.feeds(tokens, chunks, sink), (sum(c.count for c in chunks), rows[0].shape[1]))
         start = 0
         for chunk in chunks:
             rows[chunk.sequence][chunk.start : chunk.start + chunk.count] = output[start : start + chunk.count]

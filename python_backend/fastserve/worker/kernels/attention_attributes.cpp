@@ -41,6 +41,33 @@ int head_size_of(const Tensor& query, int64_t heads, const char* heads_name) {
   return static_cast<int>(size);
 }
 
+Projections locate_projections(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionAttributes& attributes) {
+  expect_rank(query, 2);
+  Projections found{};
+  found.num_tokens = query.shape[0];
+  found.query = static_cast<const float*>(query.data);
+  found.query_stride = query.shape[1];
+  if (key.present() != value.present()) {
+    const Tensor& absent = key.present() ? value : key;
+    refuse(*absent.schema, absent.name, "nothing", "key and value, or neither of them and a query that holds all three");
+  }
+  if (!key.present()) {
+    found.head_size =
+        head_size_of(query, attributes.num_heads + 2 * int64_t{attributes.kv_num_heads}, "num_heads + 2 * kv_num_heads");
+    found.key = found.query + static_cast<size_t>(attributes.num_heads) * found.head_size;
+    found.value = found.key + static_cast<size_t>(attributes.kv_num_heads) * found.head_size;
+    found.key_stride = found.query_stride;
+    return found;
+  }
+  found.head_size = head_size_of(query, attributes.num_heads, "num_heads");
+  found.key_stride = static_cast<int64_t>(attributes.kv_num_heads) * found.head_size;
+  expect_shape(key, {found.num_tokens, found.key_stride});
+  expect_shape(value, key.shape);
+  found.key = static_cast<const float*>(key.data);
+  found.value = static_cast<const float*>(value.data);
+  return found;
+}
+
 float score_scale(const AttentionAttributes& attributes, int head_size) {
   return attributes.scale != 0.0f ? attributes.scale : static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_size)));
 }

@@ -25,6 +25,21 @@ AttentionAttributes read_attention_attributes(const ort::Api& api, const ort::Ke
 // says in an error what their number is. A multiple of 8 up to kMaxHeadSize.
 int head_size_of(const Tensor& query, int64_t heads, const char* heads_name);
 
+// Where queries, keys and values of a packed batch lie.
+struct Projections {
+  const float* query;  // [num_tokens] rows, query_stride floats apart
+  const float* key;    // [num_tokens] rows, key_stride floats apart
+  const float* value;  // as key
+  int64_t num_tokens;
+  int64_t query_stride;
+  int64_t key_stride;
+  int head_size;
+};
+
+// From query [num_tokens, num_heads * head_size], key and value [num_tokens, kv_num_heads * head_size]; or, with key and value
+// absent, from a query that holds the three side by side. Throws InvalidInput naming the input and what is allowed.
+Projections locate_projections(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionAttributes& attributes);
+
 // The factor of every score.
 float score_scale(const AttentionAttributes& attributes, int head_size);
 

@@ -14,6 +14,17 @@ constexpr int kTile = 64;          // positions whose softmax is rescaled at onc
 constexpr int kMaxHeadSize = 256;  // head_size is a multiple of 8 up to this
 constexpr int kMaxRows = 64;       // query rows (queries x heads) of one work item
 
+// What happens to each head's row of a query or key first: RMSNorm (Zhang & Sennrich, 2019), then rotary position embedding
+// (Su et al., 2021) of its first rotary_size elements.
+struct HeadChange {
+  const float* norm_weight;  // [head_size], or null: not normalised
+  float norm_epsilon;
+  const float* cosines;  // [max_len, rotary_size / 2] by position, or null: not rotated
+  const float* sines;
+  int rotary_size;
+  bool interleaved;  // pairs are neighbours (2 i, 2 i + 1), else halves (i, i + rotary_size / 2)
+};
+
 // Row-major tensors, already validated. "slot" = block * block_size + offset.
 //
 //   key_cache   [num_blocks, kv_num_heads, head_size, block_size]    one block of one head, head_size rows:
@@ -23,16 +34,21 @@ constexpr int kMaxRows = 64;       // query rows (queries x heads) of one work i
 //                  t0: | d0 d1 d2 ... |
 //                  t1: | d0 d1 d2 ... |
 struct AttentionProblem {
-  const float* query;  // [num_tokens, num_heads * head_size]
-  const float* key;    // [num_tokens, kv_num_heads * head_size]
-  const float* value;  // [num_tokens, kv_num_heads * head_size]
-  void* key_cache;     // float or IEEE half
+  const float* query;    // [num_tokens] rows of num_heads * head_size floats, query_stride apart
+  const float* key;      // [num_tokens] rows of kv_num_heads * head_size floats, key_stride apart
+  const float* value;    // as key
+  int64_t query_stride;  // floats; all three may be columns of one tensor
+  int64_t key_stride;    // of keys and of values
+  HeadChange query_change;
+  HeadChange key_change;
+  void* key_cache;  // float or IEEE half
   void* value_cache;
   float* output;                              // [num_tokens, num_heads * head_size]
   const int32_t* cumulative_sequence_length;  // [num_seqs + 1]
   const int32_t* past_seqlens;                // [num_seqs]
   const int32_t* block_table;                 // [num_seqs, max_blocks]
   const int32_t* slots;                       // [num_tokens], -1: do not write
+  const int32_t* positions;                   // [num_tokens], each token's in its sequence
   const float* head_sink;                     // [num_heads] or null
   int64_t num_tokens;
   int64_t num_seqs;

@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
-#include <string>
 #include <vector>
 
 #include "attention_attributes.h"
@@ -33,31 +32,6 @@ constexpr OpInput kInputs[] = {{"query", ort::kFloat, ort::kRequired},
                                {"value", ort::kFloat, ort::kOptional},
                                {"cumulative_sequence_length", ort::kInt32, ort::kRequired}};
 constexpr OpSchema kSchema = {"PackedAttention", "fastserve::PackedAttention", kInputs, std::size(kInputs)};
-
-// Fills where queries, keys and values lie. Throws InvalidInput naming the input and what is allowed.
-void locate(const Tensor& query, const Tensor& key, const Tensor& value, PackedProblem& problem) {
-  expect_rank(query, 2);
-  problem.query = static_cast<const float*>(query.data);
-  problem.query_stride = query.shape[1];
-  if (key.present() != value.present()) {
-    const Tensor& absent = key.present() ? value : key;
-    refuse(kSchema, absent.name, "nothing", "key and value, or neither of them and a query that holds all three");
-  }
-  if (!key.present()) {
-    problem.head_size =
-        head_size_of(query, problem.num_heads + 2 * int64_t{problem.kv_num_heads}, "num_heads + 2 * kv_num_heads");
-    problem.key = problem.query + static_cast<size_t>(problem.num_heads) * problem.head_size;
-    problem.value = problem.key + static_cast<size_t>(problem.kv_num_heads) * problem.head_size;
-    problem.key_stride = problem.query_stride;
-    return;
-  }
-  problem.head_size = head_size_of(query, problem.num_heads, "num_heads");
-  problem.key_stride = static_cast<int64_t>(problem.kv_num_heads) * problem.head_size;
-  expect_shape(key, {query.shape[0], problem.key_stride});
-  expect_shape(value, key.shape);
-  problem.key = static_cast<const float*>(key.data);
-  problem.value = static_cast<const float*>(value.data);
-}
 
 // Covers every (query, head) once, longest sequences first, so that handing items out in order balances a long sequence
 // against many short ones. All items of a head of a sequence follow each other: they read the same keys and values.
@@ -96,11 +70,16 @@ struct PackedAttentionKernel {
     problem.num_heads = attributes.num_heads;
     problem.kv_num_heads = attributes.kv_num_heads;
     problem.window = attributes.local_window_size < 0 ? INT64_MAX / 4 : attributes.local_window_size;
-    const Tensor query = read(kQuery);
-    locate(query, read(kKey), read(kValue), problem);
+    const Projections found = locate_projections(read(kQuery), read(kKey), read(kValue), attributes);
+    problem.query = found.query;
+    problem.key = found.key;
+    problem.value = found.value;
+    problem.query_stride = found.query_stride;
+    problem.key_stride = found.key_stride;
+    problem.head_size = found.head_size;
     problem.scale = score_scale(attributes, problem.head_size);
-    const SequenceEnds ends = read_sequence_ends(read(kCumulativeSequenceLength), query.shape[0]);
-    problem.output = make_output(api, context, {query.shape[0], static_cast<int64_t>(problem.num_heads) * problem.head_size});
+    const SequenceEnds ends = read_sequence_ends(read(kCumulativeSequenceLength), found.num_tokens);
+    problem.output = make_output(api, context, {found.num_tokens, static_cast<int64_t>(problem.num_heads) * problem.head_size});
     const std::vector<PackedItem> items = plan_items(ends, problem.num_heads);
     parallel_for(api, context, items.size(), [&](size_t i) { kernels.attend_packed(problem, items[i]); });
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "op_inputs.h"
@@ -10,7 +11,7 @@
 namespace fastserve {
 namespace {
 
-// The order of com.microsoft::PagedAttention; 8 and 9 (cos_cache, sin_cache) are never read.
+// The order of com.microsoft::PagedAttention.
 enum Input : size_t {
   kQuery,
   kKey,
@@ -20,12 +21,16 @@ enum Input : size_t {
   kCumulativeSequenceLength,
   kPastSeqlens,
   kBlockTable,
-  kSlotMapping = 10,
-  kHeadSink = 11
+  kCosCache,
+  kSinCache,
+  kSlotMapping,
+  kHeadSink,
+  kQueryNorm,
+  kKeyNorm
 };
 constexpr OpInput kInputs[] = {{"query", ort::kFloat, ort::kRequired},
-                               {"key", ort::kFloat, ort::kRequired},
-                               {"value", ort::kFloat, ort::kRequired},
+                               {"key", ort::kFloat, ort::kOptional},
+                               {"value", ort::kFloat, ort::kOptional},
                                {"key_cache", ort::kUndefined, ort::kRequired},  // float or float16, both caches alike
                                {"value_cache", ort::kUndefined, ort::kRequired},
                                {"cumulative_sequence_length", ort::kInt32, ort::kRequired},
@@ -34,7 +39,9 @@ constexpr OpInput kInputs[] = {{"query", ort::kFloat, ort::kRequired},
                                {"cos_cache", ort::kFloat, ort::kOptional},
                                {"sin_cache", ort::kFloat, ort::kOptional},
                                {"slot_mapping", ort::kInt32, ort::kOptional},
-                               {"head_sink", ort::kFloat, ort::kOptional}};
+                               {"head_sink", ort::kFloat, ort::kOptional},
+                               {"q_norm_weight", ort::kFloat, ort::kOptional},
+                               {"k_norm_weight", ort::kFloat, ort::kOptional}};
 
 [[noreturn]] void refuse(const std::string& what, const std::string& got, const std::string& allowed) {
   refuse(kPagedAttentionSchema, what, got, allowed);
@@ -107,12 +114,22 @@ void check_slots(const AttentionProblem& problem) {
   }
 }
 
+// Every new token's position in its sequence.
+std::vector<int32_t> positions_of(const AttentionProblem& problem) {
+  std::vector<int32_t> positions(static_cast<size_t>(problem.num_tokens));
+  for (int64_t s = 0; s < problem.num_seqs; ++s) {
+    const auto begin = positions.begin() + problem.cumulative_sequence_length[s];
+    std::iota(begin, positions.begin() + problem.cumulative_sequence_length[s + 1], problem.past_seqlens[s]);
+  }
+  return positions;
+}
+
 // Where the block table puts every new token. Contract: check_blocks passed.
 std::vector<int32_t> slots_from_blocks(const AttentionProblem& problem) {
   std::vector<int32_t> slots(static_cast<size_t>(problem.num_tokens));
   for (int64_t s = 0; s < problem.num_seqs; ++s) {
-    int64_t position = problem.past_seqlens[s];
-    for (int32_t t = problem.cumulative_sequence_length[s]; t < problem.cumulative_sequence_length[s + 1]; ++t, ++position) {
+    for (int32_t t = problem.cumulative_sequence_length[s]; t < problem.cumulative_sequence_length[s + 1]; ++t) {
+      const int32_t position = problem.positions[t];
       const int32_t block = problem.block_table[s * problem.max_blocks + position / problem.block_size];
       slots[static_cast<size_t>(t)] = static_cast<int32_t>(block * problem.block_size + position % problem.block_size);
     }
@@ -135,6 +152,8 @@ void read_sequences(const ort::Api& api, const ort::KernelContext* context, Page
   problem.block_table = static_cast<const int32_t*>(blocks.data);
   check_past(problem);
   check_blocks(problem);
+  call.positions = positions_of(problem);
+  problem.positions = call.positions.data();
   const Tensor slots = read(api, context, kSlotMapping);
   if (!slots.present()) {
     call.slots = slots_from_blocks(problem);
@@ -158,21 +177,22 @@ void read_inputs(const ort::Api& api, const ort::KernelContext* context, const P
   problem.kv_num_heads = attention.kv_num_heads;
   problem.softcap = attributes.softcap;
   problem.window = attention.local_window_size < 0 ? std::numeric_limits<int64_t>::max() / 2 : attention.local_window_size;
-  const Tensor query = read(api, context, kQuery);
-  expect_rank(query, 2);
-  problem.num_tokens = query.shape[0];
-  problem.head_size = head_size_of(query, attention.num_heads, "num_heads");
+  const Projections projections =
+      locate_projections(read(api, context, kQuery), read(api, context, kKey), read(api, context, kValue), attention);
+  problem.num_tokens = projections.num_tokens;
+  problem.head_size = projections.head_size;
   problem.scale = score_scale(attention, problem.head_size);
-  problem.query = static_cast<const float*>(query.data);
-  const std::vector<int64_t> packed = {problem.num_tokens, static_cast<int64_t>(attention.kv_num_heads) * problem.head_size};
-  const Tensor key = read(api, context, kKey);
-  expect_shape(key, packed);
-  problem.key = static_cast<const float*>(key.data);
-  const Tensor value = read(api, context, kValue);
-  expect_shape(value, packed);
-  problem.value = static_cast<const float*>(value.data);
+  problem.query = projections.query;
+  problem.key = projections.key;
+  problem.value = projections.value;
+  problem.query_stride = projections.query_stride;
+  problem.key_stride = projections.key_stride;
+  const HeadChangeTensors changes{read(api, context, kCosCache), read(api, context, kSinCache), read(api, context, kQueryNorm),
+                                  read(api, context, kKeyNorm)};
+  read_head_changes(attributes.head_change, changes, problem);
   read_caches(api, context, call);
   read_sequences(api, context, call);
+  check_angles(changes, problem);
   const Tensor sink = read(api, context, kHeadSink);
   if (sink.present()) expect_shape(sink, {attention.num_heads});
   problem.head_sink = static_cast<const float*>(sink.data);

@@ -5,6 +5,7 @@
 
 #include "attention_attributes.h"
 #include "attention_problem.h"
+#include "head_changes.h"
 #include "op_schema.h"
 #include "ort_abi.h"
 
@@ -15,13 +16,15 @@ extern const OpSchema kPagedAttentionSchema;
 // The attributes of a PagedAttention node, checked when the kernel is created.
 struct PagedAttentionAttributes {
   AttentionAttributes attention;
+  HeadChangeAttributes head_change;
   float softcap;  // 0: off
 };
 
 struct PagedAttentionCall {
   AttentionProblem problem;
-  bool half_cache;             // caches hold IEEE half, else float
-  std::vector<int32_t> slots;  // backs problem.slots when slot_mapping is absent
+  bool half_cache;                 // caches hold IEEE half, else float
+  std::vector<int32_t> slots;      // backs problem.slots when slot_mapping is absent
+  std::vector<int32_t> positions;  // backs problem.positions
 };
 
 // Fills everything but problem.output. Throws InvalidInput naming the input and what is allowed. After it returns, every

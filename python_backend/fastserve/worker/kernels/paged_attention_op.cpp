@@ -4,9 +4,13 @@
 //   tokens     | seq 0: 3 new | seq 1: 1 new | seq 2: 200 new | ...      packed, no padding
 //   cumulative   0              3              4                204
 //
-// 1. The keys and values of all new tokens go to their slots (slot_mapping, or where the block table puts them).
-// 2. Token i of sequence s, at position past_seqlens[s] + i, attends to cache positions 0 .. its own, all read back from
-//    the cache: with a half precision cache a prompt fed in pieces sees exactly what it would see fed at once.
+// Query, key and value are three inputs, or side by side in the first one. The position of token i of sequence s is
+// past_seqlens[s] + i.
+// 1. The heads of queries and keys are normalised (q_norm_weight, k_norm_weight) and rotated (do_rotary, by the row of
+//    cos_cache and sin_cache at their position), each where asked for.
+// 2. The keys and values of all new tokens go to their slots (slot_mapping, or where the block table puts them).
+// 3. A token attends to cache positions 0 .. its own, all read back from the cache: with a half precision cache a prompt fed
+//    in pieces sees exactly what it would see fed at once.
 //
 // key_cache and value_cache are inputs written in place: they must be bound by the caller (never produced by a node, never
 // an initializer), belong to one node alone, and not be read by anyone else during the run.
@@ -31,8 +35,7 @@ void refuse_unsupported(const ort::Api& api, const ort::KernelInfo* info) {
     const char* name;
     int64_t value;
   };
-  for (const Fixed fixed :
-       {Fixed{"do_rotary", 0}, {"rotary_interleaved", 0}, {"rotary_offset", 0}, {"v_head_size", 0}, {"is_causal", 1}}) {
+  for (const Fixed fixed : {Fixed{"rotary_offset", 0}, {"v_head_size", 0}, {"is_causal", 1}}) {
     const int64_t value = read_int(api, info, fixed.name, fixed.value);
     if (value != fixed.value)
       refuse_attribute(kPagedAttentionSchema, fixed.name, std::to_string(value),
@@ -47,9 +50,6 @@ void refuse_unsupported(const ort::Api& api, const ort::KernelInfo* info) {
     if (!value.empty())
       refuse_attribute(kPagedAttentionSchema, name, "\"" + value + "\"", "absent (the caches' element type and shape say it)");
   }
-  const float absent = -1.0f;
-  if (read_float(api, info, "qk_norm_epsilon", absent) != absent)
-    refuse_attribute(kPagedAttentionSchema, "qk_norm_epsilon", "a value", "absent (queries and keys are not normalised)");
 }
 
 PagedAttentionAttributes read_attributes(const ort::Api& api, const ort::KernelInfo* info) {
@@ -58,7 +58,7 @@ PagedAttentionAttributes read_attributes(const ort::Api& api, const ort::KernelI
   if (!(softcap >= 0.0f && softcap <= 1e30f))
     refuse_attribute(kPagedAttentionSchema, "softcap", std::to_string(softcap), "0 (off) or more");
   refuse_unsupported(api, info);
-  return {attention, softcap};
+  return {attention, read_head_change_attributes(api, info, kPagedAttentionSchema), softcap};
 }
 
 struct PagedAttentionKernel {

@@ -35,20 +35,21 @@ static inline Visible visible_to(const AttentionProblem& problem, const WorkItem
   return {larger(int64_t{0}, position - problem.window + 1), position + 1};
 }
 
-// The query token (row of the packed tensors) and head behind a row of the item, as an offset in query and output.
-static inline size_t packed_offset(const AttentionProblem& problem, const WorkItem& item, int row) {
-  const size_t token =
-      static_cast<size_t>(problem.cumulative_sequence_length[item.sequence]) + item.first_query + row / item.num_heads;
-  return (token * problem.num_heads + item.first_head + row % item.num_heads) * problem.head_size;
+// The query token (row of the packed tensors) behind a row of the item.
+static inline size_t token_of(const AttentionProblem& problem, const WorkItem& item, int row) {
+  return static_cast<size_t>(problem.cumulative_sequence_length[item.sequence]) + item.first_query + row / item.num_heads;
 }
 
 static void start_rows(const AttentionProblem& problem, const WorkItem& item, Scratch& scratch) {
   const int rows = item.num_queries * item.num_heads;
   for (int row = 0; row < rows; ++row) {
-    const float* query = problem.query + packed_offset(problem, item, row);
+    const size_t token = token_of(problem, item, row);
+    const size_t head = static_cast<size_t>(item.first_head + row % item.num_heads);
     float* scaled = scratch.query + row * kRowStride;
     float* output = scratch.output + row * kRowStride;
-    for (int d = 0; d < problem.head_size; ++d) scaled[d] = query[d] * problem.scale;
+    change_row(problem.query_change, problem.query + token * problem.query_stride + head * problem.head_size, problem.head_size,
+               problem.positions[token], scaled);
+    for (int d = 0; d < problem.head_size; ++d) scaled[d] *= problem.scale;
     for (int d = 0; d < problem.head_size + kStrip / 2; ++d) output[d] = 0.0f;
     // A sink is one more logit that has no value.
     scratch.largest[row] =
@@ -61,7 +62,8 @@ static void finish_rows(const AttentionProblem& problem, const WorkItem& item, c
   const int rows = item.num_queries * item.num_heads;
   for (int row = 0; row < rows; ++row) {
     const float* sums = scratch.output + row * kRowStride;
-    float* output = problem.output + packed_offset(problem, item, row);
+    const size_t head = static_cast<size_t>(item.first_head + row % item.num_heads);
+    float* output = problem.output + (token_of(problem, item, row) * problem.num_heads + head) * problem.head_size;
     for (int d = 0; d < problem.head_size; ++d) output[d] = sums[d] / scratch.total[row];
   }
 }

@@ -8,6 +8,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 namespace fastserve {
 namespace {
 
@@ -15,6 +17,7 @@ namespace {
 #include "vector_avx512.h"
 #include "vector_math.inl"
 #include "micro_kernels.inl"
+#include "head_row.inl"
 #include "scatter.inl"
 #include "attend.inl"
 #include "attend_packed.inl"

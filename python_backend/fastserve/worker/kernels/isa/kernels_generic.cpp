@@ -18,6 +18,7 @@ namespace {
 #include "vector_generic.h"
 #include "vector_math.inl"
 #include "micro_kernels.inl"
+#include "head_row.inl"
 #include "scatter.inl"
 #include "attend.inl"
 #include "attend_packed.inl"

@@ -33,10 +33,12 @@ static void scatter(const AttentionProblem& problem, int64_t chunk, int kv_head)
     if (slot < 0) continue;
     const size_t head = static_cast<size_t>(slot / problem.block_size) * problem.kv_num_heads + kv_head;
     const int offset = slot % problem.block_size;
-    const size_t source = (static_cast<size_t>(token) * problem.kv_num_heads + kv_head) * size;
+    const size_t source = static_cast<size_t>(token * problem.key_stride) + static_cast<size_t>(kv_head) * size;
     convert_row(problem.value + source,
                 static_cast<Element*>(problem.value_cache) + head * head_elements + static_cast<size_t>(offset) * size, size);
-    convert_row(problem.key + source, converted[count], size);
+    float key[kMaxHeadSize];
+    change_row(problem.key_change, problem.key + source, size, problem.positions[token], key);
+    convert_row(key, converted[count], size);
     rows[count] = converted[count];
     key_places[count] = static_cast<Element*>(problem.key_cache) + head * head_elements + offset;
     ++count;
