@@ -10,7 +10,7 @@ from fastserve.errors import ManifestError, UnsupportedModel
 from fastserve.export.padded.graph import BATCH, LENGTH
 from fastserve.manifest import TensorSpec
 from fastserve.worker.padded_batch import pad_sequences
-from fastserve.worker.session import create_session
+from fastserve.worker.session import SessionSettings, create_session
 
 Shape = tuple[int | str, ...]
 
@@ -32,7 +32,7 @@ def outputs_of(file: Path, inputs: Iterable[TensorSpec]) -> list[TensorSpec]:
     Raises UnsupportedModel when the graph cannot be loaded, or not be run with any number of sequences of any length.
     """
     try:
-        session = create_session(file, spinning=False)
+        session = create_session(file, SessionSettings(spinning=False))
     except ManifestError as error:
         raise UnsupportedModel(str(error)) from error
     names = [output.name for output in session.get_outputs()]

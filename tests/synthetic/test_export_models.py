@@ -21,6 +21,7 @@ from fastserve.manifest import ModelManifest
 from fastserve.worker.batch import SequenceInput, pack
 from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.model_runner import ModelRunner
+from fastserve.worker.session import SessionSettings
 from tests.synthetic.tiny_models import CHAT_TEMPLATE, TINY_CONFIGS, llama_config, save_model
 
 FAMILIES = sorted(TINY_CONFIGS)
@@ -79,7 +80,7 @@ def generate_together(result: ExportResult, sequences: list[list[int]], kv_cache
     """Greedy tokens of all sequences, prefilled in one run and decoded together."""
     spec = result.manifest.cache
     assert spec is not None
-    runner = ModelRunner(result.directory, result.manifest, kv_cache_dtype=kv_cache_dtype, num_threads=1)
+    runner = ModelRunner(result.directory, result.manifest, kv_cache_dtype=kv_cache_dtype, session=SessionSettings(1))
     blocks = -(-(max(PROMPT_LENGTHS) + NEW_TOKENS) // BLOCK_SIZE)
     cache = KVCache(spec, blocks * len(sequences), BLOCK_SIZE, kv_cache_dtype)
     tables = [list(range(i, blocks * len(sequences), len(sequences))) for i in range(len(sequences))]

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fastserve.manifest import hash_file
-from fastserve.worker.session import create_session, open_session
+from fastserve.worker.session import SessionSettings, create_session, open_session
 from fastserve.worker.shared_weights import CACHE_VARIABLE, WEIGHTS_FILE
 from tests.doubles import make_manifest
 
@@ -44,9 +44,9 @@ def model(tmp_path, monkeypatch):
 def test_a_session_with_shared_weights_gives_the_same_bits(model):
     directory, manifest = model
     rows = np.random.default_rng(1).standard_normal((7, SIZE)).astype(np.float32)
-    (wanted,) = create_session(directory / "model.onnx", num_threads=1).run(None, {"h0": rows})
+    (wanted,) = create_session(directory / "model.onnx", SessionSettings(num_threads=1)).run(None, {"h0": rows})
     for _ in range(2):  # made, then found
-        session = open_session(directory, manifest, "model.onnx", num_threads=1, share_weights=True)
+        session = open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=True))
         np.testing.assert_array_equal(session.run(None, {"h0": rows})[0], wanted)
     assert sorted(file.name for file in directory.iterdir()) == ["model.onnx", "model.onnx.data"]
 
@@ -64,24 +64,24 @@ def small_files(model):
 @pytest.mark.usefixtures("small_files")
 def test_a_shared_copy_that_cannot_be_written_is_no_reason_not_to_serve(model, caplog):
     directory, manifest = model
-    session = open_session(directory, manifest, "model.onnx", num_threads=1, share_weights=True)
+    session = open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=True))
     assert session.run(None, {"h0": np.ones((1, SIZE), np.float32)})[0].shape == (1, SIZE)
     assert "weights are not shared" in caplog.text
 
 
 def test_a_damaged_shared_copy_is_no_reason_not_to_serve(model, caplog):
     directory, manifest = model
-    open_session(directory, manifest, "model.onnx", num_threads=1, share_weights=True)
+    open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=True))
     (weights,) = (directory.parent / "cache").glob(f"*/{WEIGHTS_FILE}")
     weights.write_bytes(b"")
-    session = open_session(directory, manifest, "model.onnx", num_threads=1, share_weights=True)
+    session = open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=True))
     assert session.run(None, {"h0": np.ones((1, SIZE), np.float32)})[0].shape == (1, SIZE)
     assert "weights are not shared" in caplog.text
 
 
 def private_bytes(directory, manifest, share_weights, ready, gate, answers):
     """In a process of its own: load, run, and say how much memory nobody else has, while the others have theirs."""
-    session = open_session(directory, manifest, "model.onnx", num_threads=1, share_weights=share_weights)
+    session = open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=share_weights))
     session.run(None, {"h0": np.ones((4, SIZE), np.float32)})
     ready.wait()
     found = re.findall(r"^Private_\w+:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
@@ -104,6 +104,6 @@ def private_bytes_of_two(directory, manifest, share_weights):
 
 def test_two_processes_hold_the_weights_once(model):
     directory, manifest = model
-    open_session(directory, manifest, "model.onnx", share_weights=True)  # made before anybody is measured
+    open_session(directory, manifest, "model.onnx", SessionSettings(share_weights=True))  # made before anybody is measured
     apart, shared = (private_bytes_of_two(directory, manifest, share_weights) for share_weights in (False, True))
     assert shared < apart - 0.8 * WEIGHT_BYTES

@@ -55,6 +55,11 @@ RULES = {
     "text": rule("text", "tokenizers jinja2"),
     "tasks": rule("core text tasks", "numpy"),
     "simulator": rule("core simulator", "rich matplotlib", modules={"fastserve.tools.console"}),
+    "profiler": rule(
+        "core engine profiler",
+        "rich",
+        modules={f"fastserve.tools.{name}" for name in ("console", "bench.lengths", "request_arguments")},
+    ),
     "engine": rule("core worker text tasks engine", "numpy"),
     "triton": rule("core worker text tasks engine functions triton", f"numpy {TRITON_MODULE}"),
     "tools": rule(
@@ -66,6 +71,7 @@ RULES = {
                 for name in ("command", "inspection", "options", "perplexity", "source_perplexity", "source_predictions")
             ),
             "fastserve.worker.kernels",
+            "fastserve.profiler.command",
             "fastserve.simulator.command",
         },
     ),

@@ -22,6 +22,7 @@ from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import Sequence as CoreSequence
 from fastserve.engine.failures import as_step_failure, deadline_passed
 from fastserve.engine.stats import EngineStats
+from fastserve.engine.step_times import StepTimes
 from fastserve.errors import FastServeError, StepFailed
 from fastserve.worker.batch import ForwardBatch, SequenceInput, pack
 from fastserve.worker.kv_cache import KVCache
@@ -64,8 +65,9 @@ class Engine:
 
     def reset_counters(self) -> None:
         """Start counting again: what was run so far was not for a client."""
-        self._prompt_tokens = self._generation_tokens = self._steps = 0
+        self._prompt_tokens = self._generation_tokens = self._computed_tokens = self._steps = 0
         self._step_seconds = 0.0
+        self.times = StepTimes(self._clock)
 
     @property
     def has_work(self) -> bool:
@@ -90,10 +92,12 @@ class Engine:
     def step(self) -> list[Event]:
         """One iteration. A fault of a request or of the model becomes Failed events; what is raised is a bug."""
         now = self._clock()
+        self.times.begin(now)
         events: list[Event] = [deadline_passed(request_id) for request_id in self.scheduler.expired(now)]
         if events or not self.has_work:
             return events  # handed over now, so that a bug in what follows cannot swallow an ending
         plan = self.scheduler.plan(now)
+        self.times.end("plan")
         if not plan.chunks:
             raise RuntimeError(f"{len(self.scheduler)} unfinished requests, but none can proceed")
         try:
@@ -114,14 +118,17 @@ class Engine:
     def _execute(self, plan: StepPlan) -> list[Event]:
         started = self._clock()
         with self.scheduler.reserve(plan) as reservation:
+            self.times.end("reserve")
             tokens, prompt_logprobs = self._compute(reservation)
             first = [sequence for sequence in plan.sampling if not sequence.output_token_ids]
             ended = self._clock()
             self.cost_model.observe(plan.num_tokens, ended - started)
             events = reservation.commit(tokens, prompt_logprobs, started=started, ended=ended)
         self._steps += 1
+        self._computed_tokens += plan.num_tokens
         self._prompt_tokens += sum(len(sequence.request.prompt_token_ids) for sequence in first)
         self._generation_tokens += sum(isinstance(event, TokenEvent) for event in events)
+        self.times.end("commit")
         return events
 
     def _compute(self, reservation: Reservation) -> StepResult:
@@ -131,14 +138,18 @@ class Engine:
             self._kv_cache.copy_blocks(reservation.copies)
             inputs = [_sequence_input(chunk) for chunk in plan.chunks]
             batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
+            self.times.end("pack")
             logits = self._runner.run(batch, self._kv_cache)
+            self.times.end("run")
             positions: dict[CoreSequence, list[PositionLogprobs]] = {}
             if any(chunk.prompt_rows for chunk in plan.chunks):
                 logits, positions = _split_rows(logits, plan)
             drawing = reservation.drawing_sequences
             if len(drawing) > len(reservation.drawing):
                 logits = np.repeat(logits, [len(sequences) for sequences in reservation.drawing], axis=0)
-            return self._sampler.sample(logits, drawing), positions
+            tokens = self._sampler.sample(logits, drawing)
+            self.times.end("sample")
+            return tokens, positions
 
     def _fail(self, sequences: Sequence[CoreSequence], error: FastServeError) -> list[Event]:
         request_ids = list(dict.fromkeys(sequence.request.request_id for sequence in sequences))
@@ -156,6 +167,7 @@ class Engine:
             blocks_free=pool.num_free,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            computed_tokens=self._computed_tokens,
             steps=self._steps,
             preemptions=self.scheduler.num_preemptions,
             step_seconds=self._step_seconds,

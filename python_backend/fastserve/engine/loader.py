@@ -24,17 +24,24 @@ from fastserve.text.templates import ChatTemplate
 from fastserve.text.tokenizer import Tokenizer
 from fastserve.worker.kv_cache import KVCache, bytes_per_block, num_blocks_for, read_free_memory
 from fastserve.worker.model_runner import ModelRunner
+from fastserve.worker.session import SessionSettings
 
 logger = logging.getLogger(__name__)
 
 
 def load_engine(
-    directory: Path, manifest: ModelManifest, config: EngineConfig, clock: Callable[[], float], *, num_instances: int = 1
+    directory: Path,
+    manifest: ModelManifest,
+    config: EngineConfig,
+    clock: Callable[[], float],
+    *,
+    num_instances: int = 1,
+    profile: Path | None = None,
 ) -> Engine:
     """Build the engine of a decoder and run it once at its largest shape, so that the first client finds it warm.
 
-    ``num_instances``: of this model on this machine; they divide cores and free memory. Raises ConfigError, ManifestError, or
-    what the warm-up run failed with.
+    ``num_instances``: of this model on this machine; they divide cores and free memory. ``profile``: see ``SessionSettings``.
+    Raises ConfigError, ManifestError, or what the warm-up run failed with.
     """
     if manifest.cache is None or "decoder" not in manifest.graphs:
         raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
@@ -43,8 +50,9 @@ def load_engine(
         directory,
         manifest,
         kv_cache_dtype=config.kv_cache_dtype,
-        num_threads=num_threads_of(config, num_instances),
-        share_weights=shares_weights(config, num_instances),
+        session=SessionSettings(
+            num_threads_of(config, num_instances), share_weights=shares_weights(config, num_instances), profile=profile
+        ),
     )
     # The weights are in memory now: what is free is what the pool can have.
     num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory() // num_instances)

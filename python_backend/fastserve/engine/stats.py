@@ -16,6 +16,8 @@ class EngineStats:
     prompt_tokens: int = 0
     """Of the requests that have drawn their first token; of an encoder, every token that was run."""
     generation_tokens: int = 0
+    computed_tokens: int = 0
+    """Run through the model: prompts, those computed again after a preemption too, and answers."""
     steps: int = 0
     preemptions: int = 0
     step_seconds: float = 0.0

@@ -25,6 +25,7 @@ _EPILOG = """examples:
   fastserve infer my-finetune "Once upon a time"       one prompt, streamed
   fastserve chat my-finetune                           talk to it
   fastserve bench serve my-finetune --concurrency 16   how fast it is under load
+  fastserve bench step my-finetune --profile           where an iteration of the engine goes
   fastserve evaluate my-ner test.conll                 how well it does on a dataset
 """
 

@@ -13,7 +13,7 @@ from fastserve.core.encoding import TokenSequence
 from fastserve.errors import ManifestError, StepFailed
 from fastserve.manifest import EncoderSpec, ModelManifest
 from fastserve.worker.encoder_batch import ENCODER_INPUTS, pack_sequences
-from fastserve.worker.session import open_session, run_failed
+from fastserve.worker.session import SessionSettings, open_session, run_failed
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -26,7 +26,7 @@ class EncoderRunner:
 
     def __init__(self, directory: Path, manifest: ModelManifest, *, num_threads: int = 0, share_weights: bool = False) -> None:
         """``directory``: the version folder with the files of ``manifest``. ``num_threads``: 0 means one per core.
-        ``share_weights``: see ``session.open_session``.
+        ``share_weights``: see ``SessionSettings``.
 
         Raises ManifestError when the model is no packed encoder, ToolError when the op library is not built.
         """
@@ -42,9 +42,8 @@ class EncoderRunner:
             raise ManifestError(f"{file}: takes {', '.join(unknown)}, which this version does not provide")
         # A core that spins is missed by Triton and by our other threads: with all of them at work, runs without spinning took
         # two thirds of the time and of the processor's time (MiniLM, 250 tokens, 2 cores).
-        self._session = open_session(
-            directory, manifest, file.name, num_threads=num_threads, spinning=False, share_weights=share_weights
-        )
+        settings = SessionSettings(num_threads, spinning=False, share_weights=share_weights)
+        self._session = open_session(directory, manifest, file.name, settings)
 
     def run(self, sequences: Sequence[TokenSequence]) -> list[FloatArray]:
         """For each sequence its part of the output: [n] ("sequence"), [num_tokens, n] ("token") or [num_rows, n] ("row").

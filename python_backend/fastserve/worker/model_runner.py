@@ -13,7 +13,7 @@ from fastserve.errors import ConfigError, ManifestError
 from fastserve.manifest import ModelManifest, TensorSpec
 from fastserve.worker.batch import ForwardBatch
 from fastserve.worker.kv_cache import KVCache
-from fastserve.worker.session import open_session, run_failed
+from fastserve.worker.session import SessionSettings, open_session, run_failed
 
 BATCH_FIELDS = frozenset(field.name for field in dataclasses.fields(ForwardBatch))
 
@@ -27,12 +27,10 @@ class ModelRunner:
         manifest: ModelManifest,
         *,
         kv_cache_dtype: str = "fp32",
-        num_threads: int = 0,
-        share_weights: bool = False,
+        session: SessionSettings | None = None,
         role: str = "decoder",
     ) -> None:
-        """``directory``: the version folder with the files of ``manifest``. ``num_threads``: 0 means one per core.
-        ``share_weights``: see ``session.open_session``.
+        """``directory``: the version folder with the files of ``manifest``. ``session``: None means the defaults.
 
         Raises ConfigError when the model has no graph for ``kv_cache_dtype``, ToolError when the op library is not built.
         """
@@ -40,7 +38,7 @@ class ModelRunner:
         if kv_cache_dtype not in graph.files:
             raise ConfigError(f"kv_cache_dtype: got {kv_cache_dtype}, allowed: {' or '.join(graph.files)} (graphs of this model)")
         file = directory / graph.files[kv_cache_dtype]
-        self._session = open_session(directory, manifest, file.name, num_threads=num_threads, share_weights=share_weights)
+        self._session = open_session(directory, manifest, file.name, session or SessionSettings())
         if unknown := [spec.name for spec in graph.inputs if not _is_cache(spec.name) and spec.name not in BATCH_FIELDS]:
             raise ManifestError(f"{file}: takes {', '.join(unknown)}, which this version does not provide")
         self._binding = self._session.io_binding()

@@ -13,7 +13,7 @@ from fastserve.errors import ManifestError, StepFailed
 from fastserve.manifest import EncoderSpec, ModelManifest
 from fastserve.worker.encoder_runner import ROLE
 from fastserve.worker.padded_batch import INTEGER_TYPES, PADDED_INPUTS, pad_sequences
-from fastserve.worker.session import open_session, run_failed
+from fastserve.worker.session import SessionSettings, open_session, run_failed
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,7 +30,7 @@ class PaddedEncoderRunner:
 
     def __init__(self, directory: Path, manifest: ModelManifest, *, num_threads: int = 0, share_weights: bool = False) -> None:
         """``directory``: the version folder with the files of ``manifest``. ``num_threads``: 0 means one per core.
-        ``share_weights``: see ``session.open_session``.
+        ``share_weights``: see ``SessionSettings``.
 
         Raises ManifestError when the model is no padded encoder.
         """
@@ -48,9 +48,8 @@ class PaddedEncoderRunner:
         self._has_rows = len(graph.outputs) > 1 or len(graph.outputs[0].shape) > 2
         pad_token_id = manifest.tokenizer.pad_token_id if manifest.tokenizer is not None else None
         self._pad_token_id = pad_token_id or 0
-        self._session = open_session(
-            directory, manifest, file.name, num_threads=num_threads, spinning=False, share_weights=share_weights
-        )
+        settings = SessionSettings(num_threads, spinning=False, share_weights=share_weights)
+        self._session = open_session(directory, manifest, file.name, settings)
 
     def run(self, sequences: Sequence[TokenSequence]) -> list[FloatArray]:
         """For each sequence its part of the output: [n] ("sequence"), [num_tokens, n] ("token") or [num_rows, n] ("row").

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -19,37 +20,39 @@ RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
 """ORT errors that a second try may survive: another process may have returned memory meanwhile."""
 
 
-def open_session(
-    directory: Path,
-    manifest: ModelManifest,
-    name: str,
-    *,
-    num_threads: int = 0,
-    spinning: bool = True,
-    share_weights: bool = False,
-) -> ort.InferenceSession:
-    """A session over the graph ``name`` of an exported model.
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How the runs of a session use the machine."""
 
-    ``num_threads`` and ``spinning``: see :func:`create_session`. ``share_weights``: map weights that are ready for the
-    kernels, so that every process of this machine that does so has the same copy in memory
-    (:mod:`fastserve.worker.shared_weights`); where that fails, the session has weights of its own. Raises ManifestError or
-    ToolError.
-    """
+    num_threads: int = 0
+    """Of one run; 0: one per core."""
+    spinning: bool = True
+    """Whether threads of the session that have nothing to do burn their cores for a moment, in the hope of work, before they
+    sleep."""
+    share_weights: bool = False
+    """Map weights that are ready for the kernels, so that every process of this machine that does so has the same copy in memory
+    (:mod:`fastserve.worker.shared_weights`); where that fails, the session has weights of its own."""
+    profile: Path | None = None
+    """Write down what every node takes; ONNX Runtime adds a time and ``.json`` to this path when the session ends."""
+
+
+def open_session(directory: Path, manifest: ModelManifest, name: str, settings: SessionSettings) -> ort.InferenceSession:
+    """A session over the graph ``name`` of an exported model. Raises ManifestError or ToolError."""
     file = directory / name
-    if share_weights:
+    if settings.share_weights:
         try:
             shared = shared_model(name, manifest.files, cache_directory(), lambda target: save_optimized(file, target))
             if shared is not None:
-                return create_session(shared, num_threads=num_threads, spinning=spinning)
+                return create_session(shared, settings)
         except ManifestError as error:  # it cannot be written, or is damaged; if it is the graph itself, we shall hear it again
             logger.warning("weights are not shared with other instances: %s", error)
-    return create_session(file, num_threads=num_threads, spinning=spinning)
+    return create_session(file, settings)
 
 
 def save_optimized(file: Path, target: Path) -> None:
     """Write the graph as ONNX Runtime optimises it for this machine to ``target``, and beside it its weights, also in the
     order the kernels want them. Raises ManifestError or ToolError."""
-    options = session_options(num_threads=0, spinning=False)
+    options = _options(SessionSettings(spinning=False))
     options.optimized_model_filepath = str(target)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", WEIGHTS_FILE)
@@ -58,25 +61,23 @@ def save_optimized(file: Path, target: Path) -> None:
     _load(file, options)
 
 
-def create_session(file: Path, *, num_threads: int = 0, spinning: bool = True) -> ort.InferenceSession:
-    """A session over one graph, with our operators.
-
-    ``num_threads``: of one run, 0 means one per core. ``spinning``: whether threads of the session that have nothing to do
-    burn their cores for a moment, in the hope of work, before they sleep. Raises ManifestError when the graph cannot be
-    loaded, ToolError when the op library is not built.
-    """
-    return _load(file, session_options(num_threads=num_threads, spinning=spinning))
+def create_session(file: Path, settings: SessionSettings) -> ort.InferenceSession:
+    """A session over one graph, with our operators and with weights of its own. Raises ManifestError when the graph cannot be
+    loaded, ToolError when the op library is not built."""
+    return _load(file, _options(settings))
 
 
-def session_options(*, num_threads: int, spinning: bool) -> ort.SessionOptions:
-    """See :func:`create_session`."""
+def _options(settings: SessionSettings) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))
-    options.intra_op_num_threads = num_threads or count_cores()
+    options.intra_op_num_threads = settings.num_threads or count_cores()
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # every run has other shapes: a pattern per shape would only grow
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
+    if settings.profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(settings.profile)
     return options
 
 

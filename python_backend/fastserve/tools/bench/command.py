@@ -7,6 +7,7 @@ import importlib
 
 BENCHMARKS = {
     "serve": ("fastserve.tools.bench.serve", "load on a model of a running server: latencies and throughput"),
+    "step": ("fastserve.profiler.command", "the engine on an exported model, in process: where its iterations go"),
     "simulate": ("fastserve.simulator.command", "replay a trace through the real scheduler, with a model of what steps cost"),
 }
 """Name -> (module, help). The module offers ``add_arguments(parser)`` and ``run(arguments) -> exit code``."""

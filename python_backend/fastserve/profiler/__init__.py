@@ -1,0 +1,1 @@
+"""Where an iteration of the engine goes: ``fastserve bench step``."""

@@ -1,0 +1,60 @@
+"""`fastserve bench step` from the outside, on a tiny exported model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fastserve.export.options import ExportOptions
+from fastserve.export.text_generation import export_model
+from fastserve.tools.cli import main
+from tests.synthetic.tiny_models import llama_config, save_model
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench_step")
+    save_model(llama_config(), folder / "source")
+    export_model(str(folder / "source"), ExportOptions(output=folder / "repository", name="tiny"))
+    return folder / "repository"
+
+
+def bench(*arguments):
+    return main(["bench", "step", *map(str, arguments)])
+
+
+SMALL = ("--sequences", 3, "--input-tokens", "5-20", "--output-tokens", 6, "--set", "kv_cache_bytes=4194304")
+
+
+def test_it_shows_where_an_iteration_goes_and_writes_the_figures(repository, capsys, tmp_path):
+    file = tmp_path / "out.json"
+    assert bench("tiny", "--model-repository", repository, *SMALL, "--profile", "--json", file) == 0
+    printed, found = capsys.readouterr().out, json.loads(file.read_text(encoding="utf-8"))
+    assert "18 output tokens in" in printed and "only decodes" in printed and "PagedAttention" in printed
+    for group in found["steps"].values():
+        assert sum(group["run_ms"].values()) == pytest.approx(group["phases_ms"]["run"])
+        assert sum(group["phases_ms"].values()) == pytest.approx(group["mean_ms"])
+        assert all(group["run_ms"][kind] > 0 for kind in ("linear", "attention", "norm, elementwise", "head"))
+    assert found["output_tokens"] == 18
+    assert found["set"] == {"kv_cache_bytes": "4194304"}
+
+
+def test_a_folder_will_do_and_sampling_is_measured_too(repository, capsys):
+    assert bench(repository / "tiny", *SMALL, "--temperature", "0.8") == 0
+    assert bench(repository / "tiny" / "1", *SMALL) == 0
+    assert "PagedAttention" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "nowhere: neither a folder with an exported model nor the name of one in"),
+        (("tiny", "--set", "max_seqs=3"), "max_seqs: unknown key"),
+        (("tiny", "--json", "no/such/folder/out.json"), "cannot be written"),
+        (("tiny", "--sequences", 1, "--input-tokens", 5000, "--set", "kv_cache_bytes=4194304"), "a request failed: "),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_sentence(repository, capsys, arguments, message):
+    assert bench(*arguments, "--model-repository", repository) == 1
+    assert message in capsys.readouterr().err.replace("\n", "")
