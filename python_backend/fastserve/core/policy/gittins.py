@@ -1,5 +1,9 @@
 """The sequence that is likeliest to end soon for the work it takes goes first: the Gittins index over output lengths that are
-learned from this model's own answers (:mod:`fastserve.core.policy.output_lengths`), times 1 + waiting / ``patience_s``.
+learned from this model's own answers (:mod:`fastserve.core.policy.output_lengths`), times 1 + waiting / patience. Patience is
+a multiple of the mean completion time, so that it fits any machine, model and load.
+
+Short answers are worth a little more than long ones (``brevity``): a user who gets ten words minds a minute's wait more than one
+who gets a thousand. That keeps the tail of seconds an output token below that of first come, first served.
 
 The lengths are learned for each class of prompt lengths, with those of all prompts as the prior: in real traffic prompts of some
 length come from one application and get answers of one kind. Without that, preferring short prompts can even do harm, where
@@ -50,19 +54,44 @@ class _Entry:
     arrived: float = dataclasses.field(compare=False)
     sequence: Sequence = dataclasses.field(compare=False)
     bucket: _Bucket = dataclasses.field(compare=False)
+    num_passed: int = dataclasses.field(default=0, compare=False)
+    """Bins of output tokens that the answer went through, as far as was learned from them."""
+
+
+class _MeanCompletionTime:
+    """Seconds from arrival to end of the answers that ended of late."""
+
+    KEEP = 0.995
+    """Weight that the past keeps at each answer."""
+
+    def __init__(self) -> None:
+        self.mean_s = 10.0  # until an answer has ended
+        self.now = 0.0
+        """End of the last step."""
+        self._sum = self._weight = 0.0
+
+    def learn(self, arrived: float) -> None:
+        """An answer that arrived then ended with the last step."""
+        self._sum = self._sum * self.KEEP + max(self.now - arrived, 0.0)
+        self._weight = self._weight * self.KEEP + 1.0
+        self.mean_s = max(self._sum / self._weight, 1e-6)
 
 
 class GittinsIndex:
     """The highest index first. What a prefix cache holds of a prompt is not work and does not count."""
 
-    def __init__(self, cost_model: CostModel, *, patience_s: float = 60.0, refresh_every: int = 64) -> None:
-        """``patience_s``: a sequence that has been here so long counts twice. ``refresh_every``: the indices are worked out anew
-        after so many answers (sooner while few were seen), one bucket with each sequence that is charged."""
+    def __init__(self, cost_model: CostModel, *, patience: float = 6.0, brevity: float = 0.25, refresh_every: int = 64) -> None:
+        """``patience``: a sequence that has been here for so many mean completion times counts twice. ``brevity``: an answer of L
+        tokens is worth L^-brevity. ``refresh_every``: the indices are worked out anew after so many answers (sooner while few
+        were seen), one bucket with each sequence that is charged."""
         self._cost_model = cost_model
-        self._patience_s = patience_s
+        self._patience = patience
+        self._completion = _MeanCompletionTime()
         self._refresh_every = refresh_every
-        self._lengths = OutputLengths(LENGTH_EDGES)
-        self._by_prompt = [OutputLengths(LENGTH_EDGES, prior=self._lengths, prior_weight=8.0) for _ in PROMPT_EDGES]
+        self._lengths = OutputLengths(LENGTH_EDGES, brevity=brevity)
+        self._by_prompt = [
+            OutputLengths(LENGTH_EDGES, prior=self._lengths, prior_weight=8.0, brevity=brevity) for _ in PROMPT_EDGES
+        ]
         self._entries: dict[Sequence, _Entry] = {}
         self._buckets: dict[_Kind, _Bucket] = {}
         self._outdated: list[_Kind] = []
@@ -77,7 +106,10 @@ class GittinsIndex:
         entry.bucket.entries.append(entry)
 
     def charge(self, sequence: Sequence, num_tokens: int, started: float, ended: float) -> None:
+        self._completion.now = ended
         self._move(sequence)
+        # Whether it ends with its newest token is not known here.
+        self._learn_passed(self._entries[sequence], self._lengths.bin_of_length(len(sequence.output_token_ids)))
         if self._outdated:
             bucket = self._buckets.get(self._outdated.pop())
             if bucket is not None:
@@ -87,13 +119,17 @@ class GittinsIndex:
         self._move(sequence)
 
     def discard(self, sequence: Sequence, *, completed: bool) -> None:
-        self._leave(self._entries.pop(sequence))
+        entry = self._entries.pop(sequence)
+        self._leave(entry)
         num_tokens = len(sequence.output_token_ids)
-        if num_tokens == 0:
+        if not completed or num_tokens >= sequence.request.params.max_tokens:  # it would have gone on
+            self._learn_passed(entry, self._lengths.bin_of_age(num_tokens))
+        else:
+            self._lengths.ended(num_tokens)
+            self._by_prompt[_prompt_class(sequence)].ended(num_tokens)
+        if not completed:
             return
-        completed = completed and num_tokens < sequence.request.params.max_tokens
-        self._lengths.learn(num_tokens, completed=completed)
-        self._by_prompt[_prompt_class(sequence)].learn(num_tokens, completed=completed)
+        self._completion.learn(entry.arrived)
         self._answers += 1
         if self._answers >= self._next_refresh:
             self._next_refresh += min(max(self._answers // 4, 1), self._refresh_every)
@@ -101,6 +137,14 @@ class GittinsIndex:
             for lengths in self._by_prompt:
                 lengths.refresh()
             self._outdated = list(self._buckets)
+
+    def _learn_passed(self, entry: _Entry, reached: int) -> None:
+        """The answer went on beyond the bins of output tokens below ``reached``."""
+        by_prompt = self._by_prompt[_prompt_class(entry.sequence)]
+        for index in range(entry.num_passed, reached):
+            self._lengths.passed(index)
+            by_prompt.passed(index)
+        entry.num_passed = max(entry.num_passed, reached)
 
     def ordered(self, now: float) -> Iterator[Sequence]:
         heads = [(*self._rank(bucket.entries[0], now), 0, bucket) for bucket in self._buckets.values()]
@@ -118,7 +162,8 @@ class GittinsIndex:
 
     def _rank(self, entry: _Entry, now: float) -> tuple[float, int]:
         """Smaller is more urgent."""
-        return -entry.bucket.index * (1.0 + max(now - entry.arrived, 0.0) / self._patience_s), entry.number
+        patience_s = self._patience * self._completion.mean_s
+        return -entry.bucket.index * (1.0 + max(now - entry.arrived, 0.0) / patience_s), entry.number
 
     def _kind(self, sequence: Sequence) -> _Kind:
         bin_of_length = self._lengths.bin_of_length

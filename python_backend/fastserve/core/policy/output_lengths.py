@@ -10,6 +10,7 @@ when the longer it has run the longer it will, the job that has had least goes f
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence as Items
 
@@ -22,33 +23,51 @@ def geometric_edges(first: int, ratio: float, last: int) -> tuple[int, ...]:
     return tuple(edges)
 
 
+UNSEEN_HAZARD = 0.3
+"""Chance to end in a bin of which nothing is known. Better too high than too low: who is taken to end soon is served, ends, and
+so teaches how long answers are. Who is taken to go on for ever is pushed aside by every newcomer and teaches nothing."""
+
+
 class OutputLengths:
     """The distribution of output lengths in bins (edges[i], edges[i + 1]], as the chance to end in a bin once it is reached.
 
-    Answers that were cut short say only that they got so far (Kaplan and Meier, 1958). Old answers are forgotten exponentially.
-    Where little was seen, the prior speaks: a distribution learned from more, or that all orders of magnitude are equally likely,
-    as heavy-tailed as text can be.
+    Learned from each bin that an answer goes through, also before it has ended (Kaplan and Meier, 1958): a policy that puts long
+    answers off would else see mostly short ones end, believe that all are short, and put the long ones off for good. Answers
+    that are cut short count as far as they got. Old ones are forgotten exponentially. Where little was seen, the prior speaks: a
+    distribution learned from more, or :data:`UNSEEN_HAZARD`.
     """
 
     def __init__(
-        self, edges: Items[int], *, prior: OutputLengths | None = None, keep: float = 0.9995, prior_weight: float = 2.0
+        self,
+        edges: Items[int],
+        *,
+        prior: OutputLengths | None = None,
+        keep: float = 0.9995,
+        prior_weight: float = 2.0,
+        brevity: float = 0.0,
     ) -> None:
         """``prior``: what is known of answers like these, with the same edges. ``keep``: weight that the past keeps at each
-        answer. ``prior_weight``: answers that the prior counts for in a bin."""
+        answer that ends. ``prior_weight``: answers that the prior counts for in a bin. ``brevity``: see :meth:`gittins_index`."""
         self._prior = prior
         self.edges = tuple(edges)
         self._growth = 1.0 / keep
         self._weight = 1.0
         self._ended = [0.0] * (len(edges) - 1)
-        self._cut = [0.0] * (len(edges) - 1)
+        self._passed = [0.0] * (len(edges) - 1)
         self._prior_weight = prior_weight
+        self._brevity = brevity
+        self._rewards = [((low + high + 1) / 2) ** -brevity for low, high in itertools.pairwise(edges)]
         self._hazards: list[float] = []
         self.refresh()
 
-    def learn(self, num_tokens: int, *, completed: bool) -> None:
-        """An answer ended with ``num_tokens`` tokens, or was cut short there. Counts from the next :meth:`refresh` on."""
+    def passed(self, index: int) -> None:
+        """An answer went on beyond a bin. Counts from the next :meth:`refresh` on, as does :meth:`ended`."""
+        self._passed[index] += self._weight
+
+    def ended(self, num_tokens: int) -> None:
+        """An answer ended by itself with ``num_tokens`` tokens; it has passed the bins before."""
         self._weight *= self._growth
-        (self._ended if completed else self._cut)[self.bin_of_length(num_tokens)] += self._weight
+        self._ended[self.bin_of_length(num_tokens)] += self._weight
 
     def bin_of_length(self, num_tokens: int) -> int:
         """The bin that an answer of ``num_tokens`` tokens ends in; the last one for any beyond."""
@@ -62,30 +81,34 @@ class OutputLengths:
         """Work out the chances anew from what was learned."""
         if self._weight > 1e100:  # only ratios of weights matter
             self._ended = [count / self._weight for count in self._ended]
-            self._cut = [count / self._weight for count in self._cut]
+            self._passed = [count / self._weight for count in self._passed]
             self._weight = 1.0
         prior = self._prior_weight * self._weight
-        reached = 0.0
-        hazards = []
-        for index in range(len(self._ended) - 1, -1, -1):
-            reached += self._ended[index] + self._cut[index]
-            prior_hazard = self._prior._hazards[index] if self._prior else 1.0 / (len(self._ended) - index)
-            hazards.append((self._ended[index] + prior * prior_hazard) / (reached + prior))
-        self._hazards = hazards[::-1]
+        unseen = self._prior._hazards if self._prior else [UNSEEN_HAZARD] * len(self._ended)
+        self._hazards = [
+            (ended + prior * hazard) / (ended + passed + prior)
+            for ended, passed, hazard in zip(self._ended, self._passed, unseen, strict=True)
+        ]
 
     def gittins_index(self, age: int, limit: int, known_s: float, token_s: float) -> float:
-        """Of an answer that goes on in bin ``age``, 1/seconds.
+        """Of an answer that goes on in bin ``age``: the best ratio of the reward expected to the seconds it takes.
+
+        An answer of L tokens is worth L^-brevity: with 0 all are worth the same, which minimises the mean completion time; with 1
+        the mean of completion time over length, as far as one policy can.
 
         ``limit``: tokens after which it ends in any case. ``known_s``: work to be done before its next token can come, beside
         that token's own. ``token_s``: work of a token.
         """
-        best, goes_on, tokens = 0.0, 1.0, 0.0  # chance not to have ended yet, tokens expected until then
+        best, goes_on = 0.0, 1.0  # chance not to have ended yet
+        reward, tokens = 0.0, 0.0  # expected until then
         for index in range(age, len(self._hazards)):
             low, high = self.edges[index], self.edges[index + 1]
             if high >= limit:
-                return max(best, 1.0 / (known_s + token_s * (tokens + goes_on * max(limit - low, 1))))
+                reward += goes_on * math.pow(limit, -self._brevity)
+                return max(best, reward / (known_s + token_s * (tokens + goes_on * max(limit - low, 1))))
             ends = goes_on * self._hazards[index]
             goes_on -= ends
+            reward += ends * self._rewards[index]
             tokens += ends * (high - low + 1) / 2 + goes_on * (high - low)
-            best = max(best, (1.0 - goes_on) / (known_s + token_s * tokens))
+            best = max(best, reward / (known_s + token_s * tokens))
         return best
