@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastserve.worker.batch import SequenceInput, pack
+from fastserve.worker.batch import BlockTableRows, Packer, SequenceInput, pack
 
 PREFILL = SequenceInput([10, 11, 12], 0, [5, 2], True)
 DECODE = SequenceInput([41], 9, [0, 7, 3], True)
@@ -151,3 +151,65 @@ def test_rows_of_a_prompt_come_before_the_row_that_samples():
     first = SequenceInput([10, 11, 12, 13], 0, [5], samples=True, prompt_rows=range(1, 3))
     second = SequenceInput([20, 21], 0, [6], samples=False, prompt_rows=range(2))
     assert pack([first, DECODE, second], 4).logits_rows.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def assert_same_batch(found, wanted):
+    for name in DTYPES:
+        got, expected = getattr(found, name), getattr(wanted, name)
+        if name == "block_table":  # one that was kept may be wider
+            assert (got[:, expected.shape[1] :] == -1).all()
+            got = got[:, : expected.shape[1]]
+        np.testing.assert_array_equal(got, expected, err_msg=name)
+
+
+def test_decodes_alone_are_packed_as_they_are_beside_a_prefill():
+    decodes = [DECODE, SequenceInput([7], 3, [6], True), SequenceInput([8], 4, [1, 4], True)]
+    alone, mixed = pack(decodes, 4, 2), pack([*decodes, PREFILL], 4, 2)
+    for name in ("input_ids", "position_ids", "past_seqlens", "slot_mapping", "logits_rows", "cross_seqlens"):
+        assert getattr(alone, name).tolist() == getattr(mixed, name).tolist()[:3], name
+    assert alone.cumulative_sequence_length.tolist() == [0, 1, 2, 3]
+    assert alone.block_table.tolist() == mixed.block_table.tolist()[:3]
+
+
+@pytest.mark.parametrize(
+    ("change", "slots", "logits_rows"),
+    [
+        ({}, [13], [0]),
+        ({"samples": False}, [13], []),
+        ({"samples": False, "prompt_rows": range(1)}, [13], [0]),
+        ({"num_cached": 1}, [-1], [0]),
+        ({"block_table": []}, [-1], [0]),
+    ],
+)
+def test_one_token_alone_is_packed_with_all_it_brings(change, slots, logits_rows):
+    batch = pack([dataclasses.replace(DECODE, **change)], 4)
+    assert (batch.slot_mapping.tolist(), batch.logits_rows.tolist()) == (slots, logits_rows)
+
+
+def test_batches_packed_one_after_another_are_what_they_are_alone():
+    """Sequences grow, change places, leave, come back with other blocks, and get a block replaced."""
+    packer, chance = Packer(4), np.random.default_rng(0)
+    tables = [chance.integers(0, 999, int(chance.integers(1, 30))).tolist() for _ in range(6)]
+    for _ in range(200):
+        table = tables[chance.integers(len(tables))]
+        match chance.integers(4):
+            case 0:
+                table.append(int(chance.integers(999)))
+            case 1:
+                table[int(chance.integers(len(table)))] = int(chance.integers(999))
+            case 2:
+                table[:] = chance.integers(0, 999, int(chance.integers(1, 30))).tolist()
+            case _:
+                chance.shuffle(tables)
+        inputs = [SequenceInput([9], len(table) * 4 - 1, list(table), True) for table in tables[: chance.integers(1, 7)]]
+        assert_same_batch(packer.pack(inputs), pack(inputs, 4))
+
+
+def test_a_table_that_has_not_changed_is_not_written_again():
+    class Watched(list):
+        def __iter__(self):
+            raise AssertionError("it is read")
+
+    rows = BlockTableRows()
+    rows.update([[1, 2], [3]])
+    assert rows.update([Watched([1, 2]), [3, 4]]).tolist() == [[1, 2], [3, 4]]

@@ -21,6 +21,8 @@ class Chunk:
         """The tokens of the chunk, counted from its first, after which the log-probabilities of the prompt's next token are
         wanted."""
         sequence, start = self.sequence, self.sequence.num_computed
+        if sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
+            return range(0)
         first = max(start, sequence.num_prompt_logprobs_known)
         end = min(start + self.num_tokens, sequence.num_prompt_logprobs)
         return range(first - start, max(first, end) - start)

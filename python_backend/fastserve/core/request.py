@@ -57,6 +57,11 @@ class SamplingParams:
         """Whether every token is simply the likeliest of the model's own distribution."""
         return self.greedy and not self.has_penalties and not self.min_tokens and not self.bad_words
 
+    @property
+    def wants_likeliest_only(self) -> bool:
+        """Whether nothing else of the distribution is asked for either."""
+        return self.takes_likeliest and not self.return_logprobs and self.logprobs is None
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:

@@ -24,7 +24,7 @@ from fastserve.engine.failures import as_step_failure, deadline_passed
 from fastserve.engine.stats import EngineStats
 from fastserve.engine.step_times import StepTimes
 from fastserve.errors import FastServeError, StepFailed
-from fastserve.worker.batch import ForwardBatch, SequenceInput, pack
+from fastserve.worker.batch import ForwardBatch, Packer, SequenceInput
 from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.logprobs import Logits, prompt_logprobs
 from fastserve.worker.sampler import Sampler
@@ -59,7 +59,7 @@ class Engine:
         self._runner = runner
         self._kv_cache = kv_cache
         self._clock = clock
-        self._position_offset = position_offset
+        self._packer = Packer(scheduler.pool.block_size, position_offset)
         self._sampler = Sampler()
         self.reset_counters()
 
@@ -137,7 +137,7 @@ class Engine:
         with as_step_failure():
             self._kv_cache.copy_blocks(reservation.copies)
             inputs = [_sequence_input(chunk) for chunk in plan.chunks]
-            batch = pack(inputs, self.scheduler.pool.block_size, self._position_offset)
+            batch = self._packer.pack(inputs)
             self.times.end("pack")
             logits = self._runner.run(batch, self._kv_cache)
             self.times.end("run")

@@ -16,6 +16,7 @@ A slot is ``block * block_size + offset``: the place of one token's key and valu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,33 +75,111 @@ class ForwardBatch:
 
 
 def pack(inputs: Sequence[SequenceInput], block_size: int, position_offset: int = 0) -> ForwardBatch:
-    """Lay ``inputs`` out on one token axis, in the order given.
+    """One batch alone; see :meth:`Packer.pack`."""
+    return Packer(block_size, position_offset).pack(inputs)
 
-    ``position_offset`` is added to position_ids only (RoBERTa counts from 2); slots always follow the index in the
-    sequence. Raises ValueError when a block table is too short for its tokens.
-    """
-    lengths = np.fromiter((len(item.token_ids) for item in inputs), np.int64, len(inputs))
-    past = np.fromiter((item.num_computed for item in inputs), np.int64, len(inputs))
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    num_tokens = int(ends[-1]) if len(inputs) else 0
-    owner = np.repeat(np.arange(len(inputs)), lengths)  # sequence of each token
-    index = np.arange(num_tokens) - starts[owner] + past[owner]  # index of each token in its sequence
-    block_table = _block_table([item.block_table for item in inputs])
-    return ForwardBatch(
-        input_ids=_concatenate([item.token_ids for item in inputs], num_tokens),
-        position_ids=index + position_offset,
-        cumulative_sequence_length=np.concatenate(([0], ends)).astype(np.int32),
-        past_seqlens=past.astype(np.int32),
-        block_table=block_table,
-        slot_mapping=_slots(inputs, owner, index, past, block_table, block_size),
-        logits_rows=np.array(
-            [row for item, start in zip(inputs, starts.tolist(), strict=True) for row in _rows(item, start)], np.int64
-        ),
-        cross_block_table=(cross_table := _block_table([item.cross_block_table for item in inputs])),
-        cross_seqlens=np.array([item.cross_seqlen for item in inputs], np.int32),
-        cross_slot_mapping=_slots_of(cross_table, owner, index, block_size),
-    )
+
+class Packer:
+    """Packs the batches of one iteration after another. It keeps the block tables, because most of them are the same in the next
+    iteration, and a table grows with its context."""
+
+    def __init__(self, block_size: int, position_offset: int = 0) -> None:
+        """``position_offset`` is added to position_ids only (RoBERTa counts from 2); slots always follow the index in the
+        sequence."""
+        self._block_size = block_size
+        self._position_offset = position_offset
+        self._tables = BlockTableRows()
+
+    def pack(self, inputs: Sequence[SequenceInput]) -> ForwardBatch:
+        """Lay ``inputs`` out on one token axis, in the order given. The block table is overwritten by the next call.
+
+        Raises ValueError when a block table is too short for its tokens.
+        """
+        past = np.array([item.num_computed for item in inputs], np.int64)
+        lengths = np.array([len(item.token_ids) for item in inputs], np.int64)
+        block_table = self._tables.update([item.block_table for item in inputs])
+        if any(
+            item.block_table and item.num_computed + len(item.token_ids) > len(item.block_table) * self._block_size
+            for item in inputs
+        ):
+            raise ValueError("a block table does not cover its sequence's tokens")
+        if all(map(_only_decodes, inputs)):
+            return self._pack_decodes(inputs, past, block_table)
+        return self._pack_any(inputs, past, lengths, block_table)
+
+    def _pack_decodes(self, inputs: Sequence[SequenceInput], past: Int64Array, block_table: Int32Array) -> ForwardBatch:
+        """Most iterations: one token of each sequence, whose logits are wanted."""
+        rows = np.arange(len(inputs))
+        block, offset = np.divmod(past, self._block_size)
+        return ForwardBatch(
+            input_ids=np.array([item.token_ids[0] for item in inputs], np.int64),
+            position_ids=past + self._position_offset,
+            cumulative_sequence_length=np.arange(len(inputs) + 1, dtype=np.int32),
+            past_seqlens=past.astype(np.int32),
+            block_table=block_table,
+            slot_mapping=(block_table[rows, block] * self._block_size + offset).astype(np.int32),
+            logits_rows=rows,
+            cross_block_table=np.empty((len(inputs), 0), np.int32),
+            cross_seqlens=np.zeros(len(inputs), np.int32),
+            cross_slot_mapping=np.full(len(inputs), -1, np.int32),
+        )
+
+    def _pack_any(
+        self, inputs: Sequence[SequenceInput], past: Int64Array, lengths: Int64Array, block_table: Int32Array
+    ) -> ForwardBatch:
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        num_tokens = int(ends[-1]) if len(inputs) else 0
+        owner = np.repeat(np.arange(len(inputs)), lengths)  # sequence of each token
+        within = np.arange(num_tokens) - starts[owner]  # index of each token in its chunk
+        index = within + past[owner]  # and in its sequence
+        slots = _slots_of(block_table, owner, index, self._block_size)
+        slots[within < np.array([item.num_cached for item in inputs], np.int64)[owner]] = -1
+        cross_table = BlockTableRows().update([item.cross_block_table for item in inputs])
+        rows = [row for item, start in zip(inputs, starts.tolist(), strict=True) for row in _rows(item, start)]
+        return ForwardBatch(
+            input_ids=np.fromiter(itertools.chain.from_iterable(item.token_ids for item in inputs), np.int64, num_tokens),
+            position_ids=index + self._position_offset,
+            cumulative_sequence_length=np.concatenate(([0], ends)).astype(np.int32),
+            past_seqlens=past.astype(np.int32),
+            block_table=block_table,
+            slot_mapping=slots,
+            logits_rows=np.array(rows, np.int64),
+            cross_block_table=cross_table,
+            cross_seqlens=np.array([item.cross_seqlen for item in inputs], np.int32),
+            cross_slot_mapping=_slots_of(cross_table, owner, index, self._block_size),
+        )
+
+
+class BlockTableRows:
+    """Block tables as one array. A row is written only when it changed."""
+
+    _SPARE = 8
+    """Columns beyond the longest table, so that the array need not be made anew whenever that grows."""
+
+    def __init__(self) -> None:
+        self._rows: Int32Array = np.empty((0, 0), np.int32)
+        self._tables: list[Sequence[int]] = []  # what stands in each row
+
+    def update(self, tables: Sequence[Sequence[int]]) -> Int32Array:
+        """[num_seqs, as many columns as the longest table has blocks, or more], unused places -1."""
+        longest = max(map(len, tables), default=0)
+        height, width = self._rows.shape
+        if len(tables) > height or longest > width:
+            spare = self._SPARE if self._tables else 0
+            self._rows = np.full((max(len(tables), height), max(longest + spare, width)), -1, np.int32)
+            self._tables = [()] * len(self._rows)
+        for row, table in enumerate(tables):
+            if table != (before := self._tables[row]):
+                self._rows[row, : len(table)] = table
+                self._rows[row, len(table) : len(before)] = -1
+                self._tables[row] = list(table)
+        return self._rows[: len(tables)]
+
+
+def _only_decodes(item: SequenceInput) -> bool:
+    simple = len(item.token_ids) == 1 and item.samples and not item.prompt_rows and item.num_cached == 0
+    return simple and len(item.block_table) > 0 and not item.cross_block_table and item.cross_seqlen == 0
 
 
 def _rows(item: SequenceInput, start: int) -> Iterator[int]:
@@ -108,30 +187,6 @@ def _rows(item: SequenceInput, start: int) -> Iterator[int]:
     yield from (start + row for row in item.prompt_rows)
     if item.samples:
         yield start + len(item.token_ids) - 1
-
-
-def _concatenate(parts: Sequence[Sequence[int]], total: int) -> Int64Array:
-    return np.fromiter((value for part in parts for value in part), np.int64, total)
-
-
-def _block_table(tables: Sequence[Sequence[int]]) -> Int32Array:
-    """[num_seqs, max_blocks], unused places -1."""
-    width = max((len(table) for table in tables), default=0)
-    out = np.full((len(tables), width), -1, np.int32)
-    for row, table in zip(out, tables, strict=True):
-        row[: len(table)] = table
-    return out
-
-
-def _slots(
-    inputs: Sequence[SequenceInput], owner: Any, index: Any, past: Any, block_table: Int32Array, block_size: int
-) -> Int32Array:
-    slots = _slots_of(block_table, owner, index, block_size)
-    if any(item.block_table and item.num_computed + len(item.token_ids) > len(item.block_table) * block_size for item in inputs):
-        raise ValueError("a block table does not cover its sequence's tokens")
-    num_cached = np.fromiter((item.num_cached for item in inputs), np.int64, len(inputs))
-    slots[index - past[owner] < num_cached[owner]] = -1
-    return slots
 
 
 def _slots_of(block_table: Int32Array, owner: Any, index: Any, block_size: int) -> Int32Array:

@@ -56,8 +56,17 @@ class Sampler:
         What goes wrong in a row (logits that are not finite, parameters that exclude every token) is the error of that
         row alone.
         """
-        best = np.argmax(logits, axis=1).tolist() if len(sequences) else []
-        return [self._sample_or_fail(row, sequence, first) for row, sequence, first in zip(logits, sequences, best, strict=True)]
+        if not sequences:
+            return []
+        best = np.argmax(logits, axis=1)
+        finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
+        rows = zip(range(len(logits)), sequences, best.tolist(), finite, strict=True)
+        return [
+            SampledToken(first)
+            if is_finite and sequence.request.params.wants_likeliest_only
+            else self._sample_or_fail(logits[row], sequence, first)
+            for row, sequence, first, is_finite in rows
+        ]
 
     def _sample_or_fail(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | FastServeError:
         try:
