@@ -24,6 +24,7 @@ from fastserve.engine.stats import EngineStats
 from fastserve.errors import FastServeError
 from fastserve.manifest import CacheSpec, LayerCacheSpec, ModelManifest, ModelSpec, TokenizerSpec
 from fastserve.worker.kv_cache import KVCache
+from tests.byte_level_json import byte_level_json
 from tests.hashing_runner import HashingRunner
 
 SPECIAL_TOKENS = {256: "<s>", 257: "</s>"}
@@ -188,6 +189,9 @@ class ByteTokenizer:
             elif not skip_special_tokens:
                 out += SPECIAL_TOKENS[token_id].encode()
         return out.decode("utf-8", errors="replace")
+
+    def to_json(self) -> str:
+        return byte_level_json(SPECIAL_TOKENS)
 
 
 def make_manifest(**changes: Any) -> ModelManifest:

@@ -22,6 +22,7 @@ from fastserve.core.invariants import violations
 from fastserve.core.request import FinishReason, Request, SamplingParams
 from fastserve.core.sequence import SequenceStatus
 from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
+from tests.constraint_doubles import SumConstraint
 from tests.doubles import FakeClock, Outcome, collect, make_engine, make_request, run_to_end
 from tests.hashing_runner import VOCAB_SIZE, HashingRunner
 
@@ -35,6 +36,7 @@ EVENT_KINDS = (
     "copied blocks",
     "failed runs",
     "withdrawn answers",
+    "completed constraints",
     "FinishReason.STOP",
     "FinishReason.LENGTH",
     "aborted",
@@ -56,6 +58,10 @@ def random_request(rng: random.Random, request_id: int, now: float) -> Request:
         params["min_tokens"] = rng.randint(0, params["max_tokens"])
     if rng.random() < 0.3:
         params["bad_words"] = ((rng.randrange(VOCAB_SIZE),), (rng.randrange(VOCAB_SIZE), rng.randrange(VOCAB_SIZE)))
+    if rng.random() < 0.3:
+        longest = rng.choice((1, 5, 30))
+        ends = params["stop_token_ids"]
+        params["constraint"] = SumConstraint(longest, rng.randint(0, longest), start=rng.randrange(3), ends=ends)
     params["n"] = rng.choice((1, 1, 1, 2, 5))
     params["return_logprobs"] = rng.random() < 0.2
     params["logprobs"] = rng.choice((None, None, 0, 3))
@@ -108,6 +114,7 @@ class Schedule:
                         stack.enter_context(watch(self))
                     self.note(self.engine.step())
             assert violations(self.engine.scheduler) == []
+            check_constraints(self)
             check_order(self)
         assert self.engine.scheduler.pool.num_used == 0
         self.seen["preemptions"] = self.engine.stats().preemptions
@@ -206,6 +213,13 @@ def check_order(schedule: Schedule) -> None:
     assert list(scheduler.policy.least_urgent(scheduler.holders, now)) == holding[::-1]
 
 
+def check_constraints(schedule: Schedule) -> None:
+    """Every answer's constraint has taken what is committed of it, no more and no less."""
+    for sequence in schedule.engine.scheduler.sequences:
+        constraint = sequence.constraint
+        assert not isinstance(constraint, SumConstraint) or constraint.taken == sequence.output_token_ids
+
+
 def check_outcome(schedule: Schedule, request: Request, outcome: Outcome) -> str:
     """Holds an outcome against the same request alone; returns the name of its ending."""
     early = [ending for ending in outcome.endings if not isinstance(ending, FinishReason)]
@@ -223,6 +237,9 @@ def check_outcome(schedule: Schedule, request: Request, outcome: Outcome) -> str
             assert len(found.token_ids) == len(expected.token_ids)
         assert found.token_ids == expected.token_ids[: len(found.token_ids)]
         assert found.logprobs == expected.logprobs[: len(found.token_ids)]
+        if isinstance(constraint := request.params.constraint, SumConstraint):
+            assert constraint.follows(found.token_ids)
+            schedule.seen["completed constraints"] += FinishReason.STOP in found.endings
     assert outcome.prompt_logprobs == alone.prompt_logprobs[: len(outcome.prompt_logprobs)]
     assert not outcome.token_ids or outcome.prompt_logprobs == alone.prompt_logprobs
     single = run_alone(request.prompt_token_ids, dataclasses.replace(request.params, n=1))

@@ -34,6 +34,9 @@ GOOD = {
     "deadline_ms": [60_000, "60000", 10**10],
     "priority": [0, "0"],
     "tenant": ["", "ada"],
+    "json": [{"type": "object"}, "{}", True, "true", False],
+    "regex": ["a+", "^(the|in)+$"],
+    "choice": [["yes", "no"], '["yes"]'],
     "messages": [[TURN], [{"role": "system", "content": ""}, TURN]],
 }
 BAD = {
@@ -62,14 +65,14 @@ BAD = {
     "deadline_ms": [0, -5, 10**10 + 1, "soon", 0.5],
     "priority": [-101, 101, 0.5, "x", True],
     "tenant": [1, ["ada"], "a" * 257],
+    "json": ["{", "[]", 5, [], ""],
+    "regex": ["", 5, ["a"], "a\\"],
+    "choice": ["yes", [], [""], [1], "[]", {}],
     "messages": ["hi", [], [{}], [{"role": "user"}], [{"role": 1, "content": "x"}], [{"role": "user", "content": ["x"]}], TURN],
 }
 ASKS_FOR_MORE = {
     "num_beams": [4],
     "length_penalty": [0.5, 2],
-    "json": [{"type": "object"}, "{}"],
-    "regex": ["a+"],
-    "choice": [["yes", "no"]],
 }
 REQUEST_PARAMETERS = {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "top_k": 20, "min_length": 3, "seed": 11}
 """What clients of vLLM's backend send as undeclared top-level keys of ``generate``."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 
+import jsonschema
 import pytest
 import transformers
 
@@ -87,3 +90,36 @@ def test_sampled_answers_are_the_same_alone_and_in_a_crowd(smollm2_server, token
     alone = ask_all(smollm2_server.grpc_url, requests, 1)
     crowd = ask_all(smollm2_server.grpc_url, requests, len(requests))
     assert [answer.output_ids for answer in alone] == [answer.output_ids for answer in crowd]
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 30}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def guided(question, temperature, **guide):
+    messages = [{"role": "user", "content": question}]
+    return GenerateRequest(NAME, messages=messages, parameters={"temperature": temperature, "seed": 5, "max_tokens": 80} | guide)
+
+
+def test_guided_answers_follow_their_guide_and_are_the_same_alone_and_in_a_crowd(smollm2_server):
+    requests = [
+        guided(question, temperature, **guide)
+        for temperature in (0, 1)
+        for question, guide in (
+            ("Ada Lovelace is 36 years old. Who is it? Answer in JSON.", {"json": PERSON}),
+            ("Is Paris in France?", {"choice": ["yes", "no"]}),
+            ("When did the war end?", {"regex": r"[A-Z][a-z]{2,8} \d{1,2}, \d{4}"}),
+        )
+    ]
+    alone = ask_all(smollm2_server.grpc_url, requests, 1)
+    crowd = ask_all(smollm2_server.grpc_url, requests * 2, 2 * len(requests))
+    assert [answer.output_ids for answer in crowd] == [answer.output_ids for answer in alone] * 2
+    for person, choice, date in (alone[:3], alone[3:]):
+        jsonschema.validate(json.loads(person.text), PERSON)
+        assert choice.text in ("yes", "no") and re.fullmatch(r"[A-Z][a-z]{2,8} \d{1,2}, \d{4}", date.text)
+    assert json.loads(alone[0].text) == {"name": "Ada Lovelace", "age": 36}
+    assert {answer.finish_reason for answer in alone} == {"stop"}

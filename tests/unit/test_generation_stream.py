@@ -47,6 +47,11 @@ def test_the_end_token_is_shown_only_when_special_tokens_and_the_stop_are_wanted
     assert text_of(push_all(ids, FinishReason.STOP, skip_special_tokens=False, include_stop_str_in_output=True)) == "ab</s>"
 
 
+def test_the_last_token_of_a_guided_answer_is_text_when_it_completes_the_answer():
+    assert text_of(push_all(b"yes", FinishReason.STOP, choice=["yes", "no"])) == "yes"
+    assert text_of(push_all([*b"yes", EOS], FinishReason.STOP, regex="yes|yesterday")) == "yes"
+
+
 def test_an_end_token_that_did_not_end_it_is_ordinary_text():
     assert text_of(push_all([97, EOS, 98], FinishReason.LENGTH, ignore_eos=True, skip_special_tokens=False)) == "a</s>b"
 

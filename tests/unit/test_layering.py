@@ -52,7 +52,7 @@ RULES = {
     "functions": rule("functions"),
     "core": rule("core", forbidden=IMPURE),
     "worker": rule("core worker", "numpy onnxruntime"),
-    "text": rule("text", "tokenizers jinja2"),
+    "text": rule("text", "tokenizers jinja2 llguidance"),
     "tasks": rule("core text tasks", "numpy"),
     "simulator": rule("core simulator", "rich matplotlib", modules={"fastserve.tools.console"}),
     "profiler": rule(

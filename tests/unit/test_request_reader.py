@@ -98,6 +98,21 @@ def test_a_text_that_is_read_once_for_each_of_many_labels_is_long():
     assert not Received(RecordingChannel(), text, {"candidate_labels": "x,y"}, (), 0.0).is_long
 
 
+@pytest.mark.parametrize("text", [b'{"json": true}', b'{"regex":"a"}', b'{"choice": ["a"]}', rb'{"\u006ason": {}}'])
+def test_a_request_that_brings_a_grammar_is_read_where_there_is_time_to_compile_it(text):
+    tensors = {"sampling_parameters": np.array([text], np.object_)}
+    assert Received(RecordingChannel(), tensors, {}, (), 0.0).is_long
+    assert not Received(
+        RecordingChannel(), tensors | {"sampling_parameters": np.array([b'{"n": 2}'], np.object_)}, {}, (), 0.0
+    ).is_long
+
+
+def test_a_grammar_may_come_as_a_request_parameter_too():
+    short = {"text_input": np.array([b"a"], np.object_)}
+    assert Received(RecordingChannel(), short, {"regex": "a+"}, (), 0.0).is_long
+    assert not Received(RecordingChannel(), short, {"max_tokens": 5}, (), 0.0).is_long
+
+
 def test_long_requests_are_read_one_after_the_other_and_the_last_ones_before_the_end(scene):
     for _ in range(3):
         scene.reader.take(received(LONG))

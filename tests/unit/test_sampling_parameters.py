@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.tasks.guided_decoding import MAX_CHOICES, MAX_GUIDE_BYTES, guide_of
 from fastserve.tasks.sampling_parameters import ALIASES, IGNORED, PARAMETERS, UNSUPPORTED, parse_sampling_parameters, read_truth
 
 INF, NAN = float("inf"), float("nan")
 CHAT = [{"role": "user", "content": "hi"}]
+SCHEMA, SCHEMA_TEXT = {"type": "array"}, '{"type": "array"}'
+OBJECT_TEXT = '{"type": "object"}'
 CALL = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]
 HUGE = 10**400
 
@@ -38,6 +41,9 @@ GOOD = {
     "deadline_ms": [(1, 1), ("2500", 2500), (10**10, 10**10)],
     "priority": [(0, 0), ("-3", -3), (-100, -100), (100, 100)],
     "tenant": [("", ""), ("ada", "ada"), ("a" * 256, "a" * 256)],
+    "json": [(SCHEMA, SCHEMA_TEXT), (SCHEMA_TEXT, SCHEMA_TEXT), (True, OBJECT_TEXT), ("true", OBJECT_TEXT), (False, None)],
+    "regex": [("a+", "a+"), ("[0]", "[0]"), ("^é$", "^é$"), ("a" * MAX_GUIDE_BYTES, "a" * MAX_GUIDE_BYTES)],
+    "choice": [(["yes", "no"], ("yes", "no")), ('["yes"]', ("yes",)), (["a", "b", "a"], ("a", "b")), (("a",), ("a",))],
     "messages": [(CHAT, tuple(CHAT)), (CHAT * 3, tuple(CHAT * 3)), (CALL, tuple(CALL))],
 }
 
@@ -68,8 +74,12 @@ BAD = {
     "deadline_ms": [*WRONG_NUMBERS, 0, -5, 10**10 + 1, HUGE],
     "priority": [*WRONG_NUMBERS, -101, 101, 0.5],
     "tenant": [1, True, ["ada"], {}, "a" * 257],
+    "json": ["", "{", "[1]", [1], 5, "5", "null", '"x"', "[" * 10_000, {"a": "x" * MAX_GUIDE_BYTES}],
+    "regex": ["", "a\\", 5, True, [], ["a"], {}, "a" * (MAX_GUIDE_BYTES + 1), "\ud800"],
+    "choice": ["", "yes", [], [""], ["a", 1], "[]", "[1]", "[", "[" * 10_000, {"a": 1}, 5],
     "messages": ["hi", [], {}, [1], ["hi"], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}]],
 }
+BAD["choice"] += [["a"] * (MAX_CHOICES + 1), ["a" * MAX_GUIDE_BYTES, "b"]]
 BAD["messages"] += [[{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "text"}]}], [*CHAT, 3], 7]
 BAD["messages"] += [[{"role": "assistant", "tool_calls": []}], [{"role": "assistant", "tool_calls": "f"}]]
 RANGES = {
@@ -98,6 +108,9 @@ RANGES = {
     "deadline_ms": "milliseconds from 1 to 10000000000",
     "priority": "from -100 (the most urgent) to 100",
     "tenant": "at most 256 characters",
+    "json": "a JSON schema (an object or its text, at most 32 KiB), or true",
+    "regex": "not empty, at most 32 KiB",
+    "choice": "a list of 1 to 1024 strings",
     "messages": '{"role": string, "content": string}',
 }
 
@@ -179,9 +192,6 @@ def test_keys_that_are_tritons_own_business_are_passed_over(key):
     [
         ("num_beams", 5),
         ("length_penalty", 0.5),
-        ("json", {"type": "object"}),
-        ("regex", "a+"),
-        ("choice", ["a", "b"]),
     ],
 )
 def test_a_key_of_the_contract_that_is_not_implemented_says_so(key, value):
@@ -202,6 +212,18 @@ def test_keys_are_implemented_or_not_but_never_both():
     assert not set(UNSUPPORTED) & set(PARAMETERS)
     assert not IGNORED & (set(PARAMETERS) | set(UNSUPPORTED))
     assert set(ALIASES.values()) <= set(PARAMETERS)
+
+
+def test_one_guide_is_enough():
+    assert guide_of(parse({})) is None and guide_of(parse({"json": False})) is None
+    assert guide_of(parse({"regex": "a+", "json": "false"})) == ("regex", "a+")
+    with pytest.raises(InvalidRequest, match=r"^choice: got \('a',\), allowed: one of json, regex, choice: regex is given too$"):
+        guide_of(parse({"choice": ["a"], "regex": "a+"}))
+
+
+def test_a_guided_answer_needs_its_end_of_sequence():
+    with pytest.raises(InvalidRequest, match=r"^ignore_eos: got True, allowed: false with json"):
+        guide_of(parse({"json": True, "ignore_eos": True}))
 
 
 def test_best_of_is_nothing_or_at_least_the_number_of_answers():

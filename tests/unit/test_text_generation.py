@@ -204,6 +204,20 @@ def test_the_likeliest_tokens_are_computed_only_for_those_who_read_them():
     assert prepare(text="a", prompt_logprobs=0).request.params.prompt_logprobs == 0
 
 
+@pytest.mark.parametrize(
+    ("guide", "first"), [({"json": True}, "{"), ({"regex": "[xy]z"}, "xy"), ({"choice": ["no", "yes"]}, "ny")]
+)
+def test_a_guide_becomes_the_constraint_of_every_answer(guide, first):
+    mask = prepare(text="a", **guide).request.params.constraint.allowed()
+    assert [chr(byte) for byte in range(258) if mask[byte // 8] >> byte % 8 & 1] == sorted(first)
+    assert prepare(text="a").request.params.constraint is None
+
+
+def test_a_guide_that_cannot_be_followed_is_refused_by_its_name():
+    with pytest.raises(InvalidRequest, match=r"^json: got '{\"type\": \"strin\"}', allowed: .*Invalid type: strin"):
+        prepare(text="a", json={"type": "strin"})
+
+
 def test_a_bad_word_is_forbidden_at_the_start_of_a_text_and_after_a_space():
     assert prepare(text="a", bad_words="hi").request.params.bad_words == (tuple(b"hi"), tuple(b" hi"))
     assert prepare(text="a", bad_words=[" hi", "hi"]).request.params.bad_words == (tuple(b"hi"), tuple(b" hi"))

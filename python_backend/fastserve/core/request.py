@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 
+from fastserve.core.constraint import Constraint
+
 
 class FinishReason(enum.Enum):
     """Why a generation that succeeded ended. Values are what a client reads in ``finish_reason``."""
@@ -43,6 +45,8 @@ class SamplingParams:
     """How many of the likeliest tokens are wanted for each generated one; None: not even its own place among them."""
     prompt_logprobs: int | None = None
     """The same for each token of the prompt but the first."""
+    constraint: Constraint | None = None
+    """What every answer has to look like, at its beginning; None: anything."""
 
     @property
     def greedy(self) -> bool:
@@ -55,7 +59,8 @@ class SamplingParams:
     @property
     def takes_likeliest(self) -> bool:
         """Whether every token is simply the likeliest of the model's own distribution."""
-        return self.greedy and not self.has_penalties and not self.min_tokens and not self.bad_words
+        changes = self.has_penalties or self.min_tokens or self.bad_words or self.constraint is not None
+        return self.greedy and not changes
 
     @property
     def wants_likeliest_only(self) -> bool:

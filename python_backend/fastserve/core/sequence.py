@@ -31,6 +31,7 @@ class Sequence:
 
     __slots__ = (
         "block_table",
+        "constraint",
         "index",
         "num_computed",
         "num_preemptions",
@@ -52,6 +53,8 @@ class Sequence:
         self.started: float | None = None  # when it first took part in an iteration, seconds on the engine's clock
         self.block_table: list[int] = []
         self.status = SequenceStatus.WAITING
+        constraint = request.params.constraint
+        self.constraint = None if constraint is None else constraint.fork()  # as far as output_token_ids, also when preempted
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +93,8 @@ class Sequence:
         params = self.request.params
         num_outputs = len(self.output_token_ids)
         if token_id in params.stop_token_ids:  # which the sampler does not draw before min_tokens
+            return FinishReason.STOP
+        if self.constraint is not None and self.constraint.advance(token_id):
             return FinishReason.STOP
         if num_outputs >= params.max_tokens or self.num_tokens >= max_model_len:
             return FinishReason.LENGTH

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.tasks.guided_decoding import CHOICE_ALLOWED, JSON_ALLOWED, REGEX_ALLOWED, read_choice, read_json_guide, read_regex
 
 MAX_STOP_TOKEN_IDS = 1024
 MAX_ANSWERS = 128
@@ -141,6 +142,9 @@ PARAMETERS: dict[str, Parameter] = {
     "tenant": Parameter(_tenant, "a string of at most 256 characters", ""),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
     "tools": Parameter(_tools, "a list of JSON objects", ()),
+    "json": Parameter(read_json_guide, JSON_ALLOWED, None),
+    "regex": Parameter(read_regex, REGEX_ALLOWED, None),
+    "choice": Parameter(read_choice, CHOICE_ALLOWED, None),
 }
 
 ALIASES = {"min_length": "min_tokens"}
@@ -148,9 +152,6 @@ ALIASES = {"min_length": "min_tokens"}
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "length_penalty": (1, 1.0),
-    "json": (),
-    "regex": (),
-    "choice": (),
 }
 """Keys of the contract that this version does not implement, with the values that ask for nothing and are accepted."""
 

@@ -10,8 +10,10 @@ from fastserve.core.events import TokenEvent
 from fastserve.core.request import FinishReason, Request, SamplingParams
 from fastserve.errors import FastServeError, InvalidRequest, ManifestError, RequestTooLong
 from fastserve.manifest import ModelManifest
+from fastserve.tasks.guided_decoding import guide_of
 from fastserve.tasks.sampling_parameters import parse_sampling_parameters
 from fastserve.text.detokenizer import IncrementalDetokenizer, StopStrings
+from fastserve.text.guidance import Guidance
 from fastserve.text.templates import ChatTemplate
 from fastserve.text.tokenizer import Tokenizer
 
@@ -70,6 +72,7 @@ class TextGeneration:
         self._vocab_size = manifest.model.vocab_size
         # An id beyond the vocabulary is never drawn (a tokenizer may have more ids than the model has rows).
         self._eos_token_ids = frozenset(id for id in manifest.tokenizer.eos_token_ids if id < manifest.model.vocab_size)
+        self._guidance = Guidance(tokenizer, self._eos_token_ids, manifest.model.vocab_size)
         longest = tokenizer.longest_token_bytes
         self._max_prompt_bytes = max_model_len * longest if longest is not None else None
         try:
@@ -162,6 +165,7 @@ class TextGeneration:
             if token_id >= self._vocab_size:
                 raise InvalidRequest("stop_token_ids", token_id, f"token ids from 0 to {self._vocab_size - 1}")
         eos = frozenset() if values["ignore_eos"] else self._eos_token_ids
+        guide = guide_of(values)
         names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p")
         penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
         return SamplingParams(
@@ -173,6 +177,7 @@ class TextGeneration:
             return_logprobs=item.return_cumulative_logprob or (values["best_of"] or 0) > values["n"],
             logprobs=values["logprobs"] if item.return_logprobs else None,
             prompt_logprobs=values["prompt_logprobs"],
+            constraint=None if guide is None else self._guidance.compile(*guide),
         )
 
     def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -200,6 +205,7 @@ class GenerationStream:
 
     def __init__(self, prepared: PreparedGeneration, tokenizer: Tokenizer) -> None:
         self._min_tokens = prepared.request.params.min_tokens
+        self._stop_token_ids = prepared.request.params.stop_token_ids
         self._num_tokens = 0
         self._include_stop = prepared.include_stop
         self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=prepared.skip_special_tokens)
@@ -212,7 +218,7 @@ class GenerationStream:
         self._num_tokens += 1
         self._cumulative_logprob += event.logprob or 0.0
         reason = event.finish_reason
-        stopped_by_token = reason is FinishReason.STOP
+        stopped_by_token = reason is FinishReason.STOP and event.token_id in self._stop_token_ids
         text = "" if stopped_by_token and not self._include_stop else self._detokenizer.push(event.token_id)
         if self._num_tokens > self._min_tokens:  # stop strings count from there on, as stop tokens do
             text = self._stop.push(text)

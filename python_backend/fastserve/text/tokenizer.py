@@ -31,6 +31,10 @@ class Tokenizer:
         """No id is as large as this; added tokens count, and ids may have gaps."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
+    def to_json(self) -> str:
+        """The whole tokenizer, as its library writes it."""
+        return str(self._tokenizer.to_str())
+
     def _longest_token_bytes(self) -> int | None:
         keeps_bytes = "ByteLevel" in repr(self._tokenizer.pre_tokenizer) or getattr(self._tokenizer.model, "byte_fallback", False)
         if not keeps_bytes:

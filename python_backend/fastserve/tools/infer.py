@@ -31,6 +31,8 @@ _EPILOG = """examples:
   fastserve infer my-model "Once upon a time" --max-tokens 64
   fastserve infer my-model "one" "two" "three" --temperature 0 --json
   fastserve infer my-model "Once upon a time" --parameter n=3 --parameter 'bad_words=["the end"]'
+  fastserve infer my-model "Ada is 36:" --parameter 'json={"type": "object", "properties": {"age": {"type": "integer"}}}'
+  fastserve infer my-model "Is water wet?" --parameter 'choice=["yes", "no"]'
   fastserve infer my-model --file prompts.txt --protocol http       one prompt a line; - is stdin
   fastserve infer my-ner "Ada Lovelace lived in London" --parameter aggregation_strategy=simple
   fastserve infer my-classifier "a text" --pair "its second text"
@@ -109,15 +111,15 @@ def _request(arguments: argparse.Namespace, prompt: str) -> GenerateRequest:
     return GenerateRequest(
         arguments.model,
         text=prompt,
-        parameters=sampling_parameters(arguments) | {name: _value(value) for name, value in arguments.parameter},
+        parameters=sampling_parameters(arguments) | {name: _value(name, value) for name, value in arguments.parameter},
         stream=arguments.stream,
         exclude_input_in_output=None if arguments.stream else True,
     )
 
 
-def _value(value: Scalar) -> Any:
-    """A list or an object from its JSON, all else as it is."""
-    if not isinstance(value, str) or not value.startswith(("[", "{")):
+def _value(name: str, value: Scalar) -> Any:
+    """A list or an object from its JSON, all else as it is: also a regular expression, which may look like a list."""
+    if name == "regex" or not isinstance(value, str) or not value.startswith(("[", "{")):
         return value
     try:
         return json.loads(value)

@@ -1,7 +1,7 @@
 """From what a client sent to what the engine and the responder need: here texts become tokens.
 
-Short texts are read at once, on Triton's thread (T). Long ones would keep T from everybody else for up to seconds, so they are
-read by a thread of their own (L).
+Short texts are read at once, on Triton's thread (T). Long ones would keep T from everybody else for up to seconds, and grammars
+have to be compiled, so these are read by a thread of their own (L).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import queue
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from fastserve.engine.engine_thread import RequestT
 from fastserve.errors import FastServeError, QueueFull, RequestUnreadable
+from fastserve.text.guidance import GUIDES
 from fastserve.triton.long_texts import LongTexts
 from fastserve.triton.responder import Channel, Rejected, ResponseStream
 
@@ -27,6 +29,9 @@ LONG_BYTES = 4096
 """Requests with more than this are long: reading them takes milliseconds, and answering them may."""
 
 LABELS = "candidate_labels"
+
+_MAY_GUIDE = re.compile("|".join(GUIDES).encode() + rb"|\\u")
+"""Found in every JSON text that has one of these keys, which an escape may spell."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,11 +48,20 @@ class Received:
 
     @property
     def is_long(self) -> bool:
+        """Whether reading it takes more time than T has."""
         sizes = (
             sum(map(len, tensor.reshape(-1).tolist())) if tensor.dtype.hasobject else tensor.nbytes
             for tensor in self.tensors.values()
         )
-        return sum(sizes) * self._readings > LONG_BYTES
+        return sum(sizes) * self._readings > LONG_BYTES or self._may_be_guided
+
+    @property
+    def _may_be_guided(self) -> bool:
+        """Whether a grammar may come with it; true of a few others, too."""
+        tensor = self.tensors.get("sampling_parameters")
+        if tensor is None:
+            return any(name in self.parameters for name in GUIDES)
+        return any(_MAY_GUIDE.search(text) for text in tensor.reshape(-1).tolist())
 
     @property
     def _readings(self) -> int:

@@ -1,7 +1,8 @@
 """Logits to tokens. A row's token depends on its own logits, parameters, history and (seed, position) and on nothing else:
 the same request draws the same tokens alone and in a crowd.
 
-The order of the steps is transformers' (``GenerationMixin``): penalties, minimum length, temperature, top-k, top-p, min-p.
+The order of the steps is transformers' (``GenerationMixin``): penalties, minimum length, forbidden words, what the answer has to
+look like, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Sampler:
     def _sample_or_fail(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | FastServeError:
         try:
             return self._sample_row(row, sequence, best)
+        except FastServeError as error:
+            return error
         except Exception as error:  # a bug met by one request's parameters: its neighbours keep their tokens
             logger.exception("request %d could not be sampled", sequence.request.request_id)
             return StepFailed(f"the token could not be sampled ({type(error).__name__}: {error})")
@@ -115,6 +118,9 @@ def process_logits(row: Logits, sequence: Sequence) -> Logits:
         *beginning, last = word
         if not beginning or sequence.output_token_ids[-len(beginning) :] == beginning:
             row[last] = -np.inf
+    if sequence.constraint is not None:
+        bits = np.frombuffer(sequence.constraint.allowed(), np.uint8)
+        row[np.unpackbits(bits, count=len(row), bitorder="little") == 0] = -np.inf
     if params.greedy or not np.isfinite(row.max()):
         return row
     row /= np.float32(params.temperature)
