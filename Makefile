@@ -7,6 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 PIP_FLAGS ?=
 MODEL ?=
 export MODEL
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +36,7 @@ help: ## list the targets
 	@echo "  PYTHON=...      the Python to make $(VENV) with, 3.10 to 3.12, tested with 3.11 (now: $(PYTHON))"
 	@echo "  PIP_FLAGS=...   for pip, e.g. \"--extra-index-url URL\" with the URL of PyTorch's CPU wheels,"
 	@echo "                  which saves gigabytes: torch is used for export only, on the CPU"
+	@echo "  WORKERS=...     processes that \`make test\` runs tests in, one for each core (now: $(WORKERS))"
 
 setup: $(READY) $(KERNELS) ## make .venv with everything, the C++ kernels built
 
@@ -68,7 +70,7 @@ demo: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## export a model, ser
 	$(BIN)/python -m fastserve.tools.demo $(if $(MODEL),--model "$$MODEL")
 
 test: $(READY) $(KERNELS) $(DEMO_PACKAGE) $(ENCODER_PACKAGES) ## all tests: unit, synthetic, e2e (a real Triton on this machine)
-	$(BIN)/python -m pytest --schedules 500
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder --schedules 500
 
 soak-scheduler: $(READY) ## 10,000 random schedules over every policy, checked after every step
 	$(BIN)/python -m tests.soak_scheduler

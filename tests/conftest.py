@@ -1,16 +1,25 @@
-"""Fixtures that tests of several layers share."""
+"""Fixtures that tests of several layers share, and how the tests are divided among the processes of ``make test``."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 DecoderExports = Callable[[str], Any]
-_EVENTS = pytest.StashKey[dict[str, tuple[int, Counter[str]]]]()
+_LINE = "line below the test run"
+"""Property of a test's report: what reaches the process that writes the summary, wherever the test ran."""
+
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")  # a busy machine is no failure
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's, here and in what is started from here: each process has one core
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,15 +36,25 @@ def report_events(request: pytest.FixtureRequest) -> Callable[[str, int, Counter
     """Called with a policy, the number of schedules and what they saw, puts a line below the test run."""
 
     def report(policy: str, count: int, seen: Counter[str]) -> None:
-        request.config.stash.setdefault(_EVENTS, {})[policy] = count, seen
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(seen.items()))
+        request.node.user_properties.append((_LINE, f"{count} random schedules under {policy}: {kinds}"))
 
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for policy, (count, seen) in config.stash.get(_EVENTS, {}).items():
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(seen.items()))
-        terminalreporter.write_line(f"{count} random schedules under {policy}: {kinds}")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties:
+            if name == _LINE and report.when == "call":
+                terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who runs what, when there are several processes."""
+    from tests.scheduling import GroupScheduling  # xdist is here, or nobody would ask
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.e2e.served_encoders import build_encoder_repository, save_encoders
 from tests.e2e.served_models import build_repository, save_sources
 
 TOY_MODEL = Path(__file__).parent / "toy_model.py"
-TOY_OPTIONS = LaunchOptions(ready_timeout_s=60.0)
+TOY_OPTIONS = LaunchOptions(ready_timeout_s=300.0)
 
 MakeLauncher = Callable[..., TritonLauncher]
 
@@ -58,7 +58,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def server(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) -> Iterator[TritonLauncher]:
     """A real Triton that serves every model of ``served_models.SERVED``."""
     repository = build_repository(sources, tmp_path_factory.mktemp("exports"), tmp_path_factory.mktemp("repository"))
-    with TritonLauncher(repository, LaunchOptions(ready_timeout_s=120.0)) as launcher:
+    with TritonLauncher(repository, LaunchOptions(ready_timeout_s=300.0)) as launcher:
         yield launcher
 
 
@@ -77,5 +77,5 @@ def encoder_repository(tmp_path_factory: pytest.TempPathFactory, encoder_sources
 @pytest.fixture(scope="session")
 def encoder_server(encoder_repository: Path) -> Iterator[TritonLauncher]:
     """A real Triton that serves ``encoder_repository``."""
-    with TritonLauncher(encoder_repository, LaunchOptions(ready_timeout_s=180.0)) as launcher:
+    with TritonLauncher(encoder_repository, LaunchOptions(ready_timeout_s=300.0)) as launcher:
         yield launcher

@@ -98,7 +98,7 @@ def generate(server: Server, model: str, inputs: Mapping[str, Any], **parameters
 
 def post(server: Server, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Raises Refused when the status is not 200."""
-    response = httpx.post(f"{server.http_url}/v2/models/{path}", json=body, timeout=60, trust_env=False)
+    response = httpx.post(f"{server.http_url}/v2/models/{path}", json=body, timeout=300, trust_env=False)
     if response.status_code != 200:
         raise Refused(response.json()["error"], response.status_code)
     answer: dict[str, Any] = response.json()

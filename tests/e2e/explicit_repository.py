@@ -34,7 +34,7 @@ class Repository:
         (self._folder / name / "config.pbtxt").write_text("\n".join([config, *lines, ""]))
 
     def http(self, method, path, body=None):
-        return httpx.request(method, f"{self.launcher.http_url}/v2/{path}", json=body, trust_env=False, timeout=60, verify=False)
+        return httpx.request(method, f"{self.launcher.http_url}/v2/{path}", json=body, trust_env=False, timeout=300, verify=False)
 
     def load(self, name):
         return self.http("POST", f"repository/models/{name}/load")

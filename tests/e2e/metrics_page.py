@@ -12,6 +12,9 @@ from fastserve.tools.launcher import TritonLauncher
 
 T = TypeVar("T")
 
+PATIENCE_S = 120.0
+"""What should take a moment may take this long: the machine of the tests may be busy with other things."""
+
 
 def read_metric(server: TritonLauncher, family: str, model: str, **labels: str) -> float:
     """The sum of a family's values for one model over the other labels; 0 when there is none yet."""
@@ -31,7 +34,7 @@ def settled(read: Callable[[], T]) -> T:
             return value
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> float:
+def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> float:
     """Seconds until ``condition`` held; fails after ``timeout_s``."""
     start = time.monotonic()
     while not condition():

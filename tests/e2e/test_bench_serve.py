@@ -52,11 +52,3 @@ def test_requests_that_the_server_refuses_are_failures_with_their_status(server,
 def test_a_model_that_the_server_does_not_have_is_named(server, capsys):
     assert cli.main(["bench", "serve", "nobody", "--url", server.grpc_url]) == 1
     assert "nobody" in capsys.readouterr().err
-
-
-def test_an_encoder_is_measured_too(encoder_server, tmp_path):
-    name = next(status.name for status in encoder_server.models() if encoder_server.task(status.name) == "token-classification")
-    arguments = ("--requests", "10", "--concurrency", "5", "--input-tokens", "2-6", "--url", encoder_server.grpc_url)
-    code, found = bench(tmp_path, name, *arguments)
-    assert (code, found["task"], found["succeeded"], found["output_tokens"]) == (0, "token-classification", 10, 0)
-    assert found["requests_per_second"] > 0 and set(found["distributions"]) == {"completion"}

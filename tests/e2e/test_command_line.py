@@ -17,7 +17,7 @@ FASTSERVE = [sys.executable, "-m", "fastserve.tools.cli"]
 
 
 def run(*arguments, stdin=""):
-    return subprocess.run([*FASTSERVE, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*FASTSERVE, *arguments], input=stdin, capture_output=True, text=True, timeout=300, check=False)
 
 
 def server_arguments(server, protocol):

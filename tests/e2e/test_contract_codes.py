@@ -76,9 +76,9 @@ def test_a_full_queue_is_unavailable(server, refusal):
         calls = [start_call(channel, message)]
         next(rows_of(calls[0]))  # only now is it sure which of the three runs
         calls += [start_call(channel, message) for _ in range(2)]
-        wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 2, 10)
+        wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 2)
         code, message = refusal(question(text_input="hello"), model)
         for call in calls:
             call.cancel()
-    wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 0, 10)
+    wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 0)
     assert (code, message) == ("UNAVAILABLE", "the queue is full: 3 requests, max_queue_size is 3; try again later")

@@ -243,7 +243,7 @@ def test_a_full_queue_refuses_at_once_and_those_in_it_are_untouched(server):
     with open_channel(server) as channel, concurrent.futures.ThreadPoolExecutor(1) as pool:
         running = pool.submit(long_answer)
         waiting = [start_call(channel, grpc_message(model, question(LONG, **TEXT))) for _ in range(2)]
-        wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 2, 10)
+        wait_until(lambda: read_metric(server, "vllm:num_requests_waiting", model) == 2)
         with pytest.raises(Refused) as caught:
             ask_grpc(server, grpc_message(model, TEXT))
         assert caught.value.message == full
@@ -253,7 +253,7 @@ def test_a_full_queue_refuses_at_once_and_those_in_it_are_untouched(server):
         for call in waiting:
             call.cancel()
         assert running.result() == alone
-    wait_until(lambda: read_metric(server, "fastserve:kv_blocks_used", model) == 0, 10)
+    wait_until(lambda: read_metric(server, "fastserve:kv_blocks_used", model) == 0)
     assert ask_grpc(server, grpc_message(model, TEXT))
 
 

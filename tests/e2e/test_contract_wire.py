@@ -125,7 +125,7 @@ def post(server, model, body, method="generate"):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     url = f"{server.http_url}/v2/models/{model}/{method}"
     return httpx.post(
-        url, content=content, headers={"content-type": "application/json"}, timeout=60, trust_env=False, verify=False
+        url, content=content, headers={"content-type": "application/json"}, timeout=300, trust_env=False, verify=False
     )
 
 

@@ -107,7 +107,7 @@ def test_two_instances_share_the_work(encoder_server):
     with open_channel(encoder_server) as channel, ThreadPoolExecutor(8) as pool:
         messages = [infer_message(TWO_INSTANCES, {"text_input": [f"a good film {index}"]}) for index in range(200)]
         list(pool.map(lambda message: call_grpc(channel, message), messages))
-    wait_until(lambda: answered(0) + answered(1) == sum(before) + 200, 5)
+    wait_until(lambda: answered(0) + answered(1) == sum(before) + 200)
     assert answered(0) > before[0] and answered(1) > before[1]
 
 
@@ -119,5 +119,5 @@ def test_tokens_runs_and_endings_are_counted(encoder_server):
 
     before = settled(numbers)
     infer_grpc(encoder_server, "classify", {"text_input": ["good film", "a"]})  # with [CLS] and [SEP]: 4 and 3 tokens
-    wait_until(lambda: numbers() == [before[0] + 7, before[1] + 1, before[2] + 1], 5)
+    wait_until(lambda: numbers() == [before[0] + 7, before[1] + 1, before[2] + 1])
     assert read_metric(encoder_server, "vllm:num_requests_waiting", "classify") == 0

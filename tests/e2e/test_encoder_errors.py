@@ -88,7 +88,7 @@ def neighbours(server):
         try:
             yield
         finally:
-            wait_until(lambda: len(answers) >= 8 or any(future.done() for future in futures), 30)
+            wait_until(lambda: len(answers) >= 8 or any(future.done() for future in futures))
             stop.set()
     for future in futures:
         future.result()
@@ -170,14 +170,14 @@ def ended(server, ending):
 @pytest.fixture
 def busy(encoder_server):
     """An open channel and as many long requests as the queue takes; they end with the test."""
-    wait_until(lambda: in_engine(encoder_server) == 0, 60)
+    wait_until(lambda: in_engine(encoder_server) == 0)
     with open_channel(encoder_server) as channel:
         pending = [Pending(channel, infer_message(SLOW, LONG)) for _ in range(QUEUE_SIZE)]
-        wait_until(lambda: in_engine(encoder_server) == QUEUE_SIZE, 60)
+        wait_until(lambda: in_engine(encoder_server) == QUEUE_SIZE)
         yield channel, pending
         for each in pending:
             each.cancel()
-    wait_until(lambda: in_engine(encoder_server) == 0, 60)
+    wait_until(lambda: in_engine(encoder_server) == 0)
 
 
 def test_a_full_queue_refuses_with_both_numbers_and_answers_everybody_it_took(encoder_server, busy):
@@ -195,7 +195,7 @@ def test_a_cancelled_request_makes_room_long_before_it_would_have_ended(encoder_
     _, pending = busy
     before = ended(encoder_server, "cancelled")
     pending.pop().cancel()
-    wait_until(lambda: ended(encoder_server, "cancelled") == before + 1, 5)
+    wait_until(lambda: ended(encoder_server, "cancelled") == before + 1)
     assert infer_grpc(encoder_server, SLOW, TEXT).values["label"]
     assert not any(each.done() for each in pending)
 
@@ -203,7 +203,7 @@ def test_a_cancelled_request_makes_room_long_before_it_would_have_ended(encoder_
 def test_a_short_text_is_answered_while_long_documents_are_under_way(encoder_server, busy):
     channel, pending = busy
     pending.pop().cancel()
-    wait_until(lambda: in_engine(encoder_server) < QUEUE_SIZE, 10)
+    wait_until(lambda: in_engine(encoder_server) < QUEUE_SIZE)
     assert Pending(channel, infer_message(SLOW, TEXT)).outcome() == "answered"
     assert not any(each.done() for each in pending)
 
@@ -219,7 +219,7 @@ def test_a_short_text_is_answered_while_a_book_is_still_being_read(encoder_serve
 
 
 def test_a_deadline_ends_a_request_whose_turn_did_not_come_and_one_that_is_under_way(encoder_server):
-    wait_until(lambda: in_engine(encoder_server) == 0, 60)
+    wait_until(lambda: in_engine(encoder_server) == 0)
     with open_channel(encoder_server) as channel:
         late = [Pending(channel, infer_message(SLOW, LONG, deadline_ms=milliseconds)) for milliseconds in (300, 400)]
         with neighbours(encoder_server):

@@ -34,7 +34,7 @@ def repository(encoder_repository, tmp_path_factory):
     """With one model loaded, ``good``, whose config.pbtxt is the one that export wrote."""
     folder = tmp_path_factory.mktemp("explicit_encoders")
     shutil.copytree(encoder_repository / "classify", folder / "good")
-    options = LaunchOptions(ready_timeout_s=60.0, model_control_mode="explicit", load_models=("good",))
+    options = LaunchOptions(ready_timeout_s=300.0, model_control_mode="explicit", load_models=("good",))
     with TritonLauncher(folder, options) as launcher:
         yield Repository(launcher, folder, encoder_repository / "classify")
 
@@ -107,7 +107,7 @@ def test_a_reload_takes_the_new_configuration_and_unloading_leaves_nothing(repos
     assert repository.load("changing").status_code == 200
     assert infer_grpc(repository.launcher, "changing", ROWS) == expected
     repository.unload("changing")
-    wait_until(lambda: repository.state("changing") == ("UNAVAILABLE", "unloaded") and not repository.stubs("changing"), 10)
+    wait_until(lambda: repository.state("changing") == ("UNAVAILABLE", "unloaded") and not repository.stubs("changing"))
 
 
 def test_a_failed_reload_leaves_the_old_model_in_place(repository, expected):
@@ -127,10 +127,10 @@ def test_an_unload_lets_requests_under_way_finish_and_takes_no_new_ones(reposito
     (stub,) = leaving.stubs("leaving")
     with open_channel(repository.launcher) as channel:
         pending = [Pending(channel, infer_message("leaving", LONG)) for _ in range(2)]
-        wait_until(lambda: stub.cpu_times().user > 2, 60)
+        wait_until(lambda: stub.cpu_times().user > 2)
         leaving.unload("leaving")
         with pytest.raises(Refused, match="has no available versions"):
             infer_grpc(repository.launcher, "leaving", ROWS)
         assert not any(each.done() for each in pending)
         assert [each.outcome() for each in pending] == ["answered", "answered"]
-    wait_until(lambda: not stub.is_running() and leaving.state("leaving") == ("UNAVAILABLE", "unloaded"), 10)
+    wait_until(lambda: not stub.is_running() and leaving.state("leaving") == ("UNAVAILABLE", "unloaded"))

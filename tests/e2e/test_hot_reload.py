@@ -212,7 +212,7 @@ def test_two_versions_are_served_at_once_each_under_its_number(explicit):
         (row,) = ask_grpc(explicit.launcher, message)
         ids[version] = tuple(row.values["output_ids"])
     assert ids["1"] == alone and ids["2"] == ids[""] != alone, "without a version, the newest answers"
-    wait_until(lambda: tokens() == [before[0] + 40, before[1] + 80], 5)
+    wait_until(lambda: tokens() == [before[0] + 40, before[1] + 80])
 
 
 def test_a_configuration_given_with_the_load_counts_until_config_pbtxt_changes(explicit):

@@ -25,7 +25,7 @@ from tests.e2e.metrics_page import wait_until
 from tests.e2e.processes import SHARED_MEMORY_PREFIX
 
 DIRECTORY_ARGUMENT = "--backend-directory="
-LOOK_S = 1.0
+LOOK_S = 5.0
 """The watch learns a process's name at its first look. The toy is loaded faster than that; no real model is."""
 ORPHAN = """
 import sys, time
@@ -54,7 +54,7 @@ class Footprint:
 def footprint(pid: int | None) -> Footprint:
     """``pid``: of a tritonserver that serves one model."""
     server = psutil.Process(pid)
-    wait_until(lambda: len(server.children(recursive=True)) == 1, 20)  # the stub that completed the configuration may linger
+    wait_until(lambda: len(server.children(recursive=True)) == 1)  # the stub that completed the configuration may linger
     arguments = server.cmdline()
     supervisor, stubs = server.parent(), server.children(recursive=True)
     assert supervisor is not None and len(stubs) == 1 and "triton_python_backend_stub" in stubs[0].cmdline()[0]
@@ -105,7 +105,7 @@ def test_the_server_and_its_stubs_die_with_a_parent_that_is_killed(toy_repositor
         assert parent.stdout is not None
         left_behind = footprint(int(parent.stdout.readline()))
         parent.kill()
-    wait_until(lambda: not left_behind.remains(), 20)
+    wait_until(lambda: not left_behind.remains())
     assert left_behind.remains() == []
 
 
@@ -115,7 +115,7 @@ def test_a_killed_supervisor_takes_the_server_and_its_stubs_along(toy_launcher: 
     left_behind.processes[0].kill()
     launcher.wait()
     launcher.stop()
-    wait_until(lambda: not left_behind.remains(), 20)
+    wait_until(lambda: not left_behind.remains())
     assert left_behind.remains() == []
 
 
@@ -188,7 +188,7 @@ def test_a_server_that_does_not_stop_in_time_is_killed(toy_launcher: MakeLaunche
     left_behind = footprint(launcher.pid)
     started = time.monotonic()
     launcher.stop()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert left_behind.remains() == []
 
 

@@ -53,7 +53,7 @@ def repository(sources, tmp_path_factory):
     exports, folder = tmp_path_factory.mktemp("export"), tmp_path_factory.mktemp("explicit")
     export_model(str(sources["llama-long"]), ExportOptions(output=exports, name="llama-long"))
     shutil.copytree(exports / "llama-long", folder / "good")
-    options = LaunchOptions(ready_timeout_s=60.0, model_control_mode="explicit", load_models=("good",))
+    options = LaunchOptions(ready_timeout_s=300.0, model_control_mode="explicit", load_models=("good",))
     with TritonLauncher(folder, options) as launcher:
         yield Repository(launcher, folder, exports / "llama-long")
 
@@ -194,7 +194,7 @@ def test_an_unload_lets_a_running_stream_finish_and_then_nothing_is_left(reposit
         rest = list(rows)
     tokens = sum(row.values["num_output_tokens"][0] for row in [first, *rest])
     assert tokens == 2500 and rest[-1].values["finish_reason"] == ["length"] and rest[-1].final
-    wait_until(lambda: not stub.is_running() and repository.state(name) == ("UNAVAILABLE", "unloaded"), 10)
+    wait_until(lambda: not stub.is_running() and repository.state(name) == ("UNAVAILABLE", "unloaded"))
     assert repository.stubs(name) == []
     assert repository.load(name).status_code == 200
     assert repository.answer(name) == expected
@@ -211,7 +211,7 @@ def test_a_model_that_is_being_unloaded_takes_no_new_requests(repository):
         answer = repository.http("POST", "models/leaving/generate", {"text_input": "a"})
         assert answer.status_code == 404 and "'leaving' has no available versions" in answer.json()["error"]
         call.cancel()
-        wait_until(lambda: repository.stubs("leaving") == [], 10)  # a cancel ends the wait for the stream
+        wait_until(lambda: repository.stubs("leaving") == [])  # a cancel ends the wait for the stream
 
 
 def test_a_reload_takes_the_new_configuration_and_a_bad_one_leaves_the_old_in_place(repository, expected):

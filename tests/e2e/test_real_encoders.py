@@ -36,7 +36,7 @@ def real_server(tmp_path_factory):
     labels = GRAMMAR / "tag_vocab.json"
     options = ExportOptions(repository, task="token-classification", name="grammar", labels=labels, aggregation_strategy="first")
     export_any(str(GRAMMAR / "tagger.onnx"), options)
-    with TritonLauncher(repository, LaunchOptions(ready_timeout_s=180.0)) as launcher:
+    with TritonLauncher(repository, LaunchOptions(ready_timeout_s=300.0)) as launcher:
         yield launcher
 
 

@@ -44,7 +44,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def smollm2_server():
-    with TritonLauncher(exported_repository(), LaunchOptions(ready_timeout_s=180.0)) as launcher:
+    with TritonLauncher(exported_repository(), LaunchOptions(ready_timeout_s=300.0)) as launcher:
         yield launcher
 
 

@@ -123,3 +123,12 @@ def test_a_models_name_may_hold_any_sign(clone: Clone) -> None:
     done = clone.make("demo", f"MODEL={name}")
     assert done.returncode == 0, done.stderr
     assert (clone.folder / "asked").read_text().splitlines() == [name, "--model", name]
+
+
+def test_the_tests_run_in_as_many_processes_as_are_asked_for_and_those_of_one_server_in_one(clone: Clone) -> None:
+    clone.setup()
+    (clone.folder / ".demo/packages").mkdir(parents=True)  # pip would
+    done = clone.make("test", "WORKERS=3")
+    assert done.returncode == 0, done.stderr
+    asked = (clone.folder / "asked").read_text()
+    assert "--numprocesses\n3\n--dist\nloadscope\n" in asked

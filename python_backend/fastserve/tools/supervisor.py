@@ -103,10 +103,10 @@ class Supervisor:
         """Kill a server that lost a model's process: it would not notice, and its requests would never be answered."""
         if self._kill_at is not None or time.monotonic() < self._look_at:
             return
-        started = time.monotonic()
+        started = time.thread_time()
         death = self._stubs.look()
-        ended = time.monotonic()
-        self._look_at = ended + max(_WATCH_S, (ended - started) / _WATCH_SHARE)
+        cost = time.thread_time() - started
+        self._look_at = time.monotonic() + max(_WATCH_S, cost / _WATCH_SHARE)
         if death is not None:
             self._log.write(f"fastserve: {death}; the server is ended\n".encode())
             _report(death=death)
