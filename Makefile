@@ -24,7 +24,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-instances bench-perf-analyzer clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-instances bench-perf-analyzer clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -106,6 +106,9 @@ bench-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## packed against padded
 
 bench-planning: $(READY) ## what planning a step costs with 100,000 requests waiting, under every policy
 	$(BIN)/python benchmarks/bench_planning.py
+
+bench-simulate: $(READY) ## every policy on traces, simulated, as ratios to first come, first served; TRACES="a.csv b.jsonl" for yours
+	$(BIN)/python benchmarks/bench_simulate.py $(foreach trace,$(TRACES),--trace $(trace))
 
 bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughput of several instances and models side by side
 	$(BIN)/python benchmarks/bench_instances.py

@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--schedules", type=int, default=50, help="random schedules of the scheduler's property test (50)")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The tests, and the servers they start, leave the user's cache folder alone."""
+    os.environ["FASTSERVE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def num_schedules(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--schedules"))

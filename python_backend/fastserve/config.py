@@ -64,7 +64,7 @@ def _default_deadline_ms() -> Any:
 class EngineConfig:
     """How one model instance is served. 0 means "chosen by the engine" where the help text says so."""
 
-    policy: str = _field("fcfs", "order in which requests are served", choices=POLICIES)
+    policy: str = _field("auto", "order in which requests are served", choices=POLICIES)
     priority_inner_policy: str = _field("fcfs", "order inside a class when policy is priority", choices=INNER_POLICIES)
     max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
     max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)

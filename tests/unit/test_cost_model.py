@@ -99,11 +99,12 @@ def test_a_profile_of_equal_steps_is_their_mean():
 def test_it_comes_back_from_json_as_it_was():
     model = make_model()
     model.observe(16, 0.02)
-    again = CostModel.from_json(model.to_json(), max_num_seqs=16, max_batched_tokens=256)
+    again = make_model(9.0, 9.0)
+    again.restore(model.to_json())
     assert (again.base_s, again.token_s) == (model.base_s, model.token_s)
 
 
 @pytest.mark.parametrize("bad", [None, "fast", True, -1.0, math.nan, math.inf])
 def test_json_that_holds_no_costs_is_refused_by_key(bad):
     with pytest.raises(ConfigError, match=r"^token_s: got .*, allowed: a finite number of seconds, at least 0"):
-        CostModel.from_json({"base_s": 0.1, "token_s": bad}, max_num_seqs=1, max_batched_tokens=1)
+        make_model().restore({"base_s": 0.1, "token_s": bad})

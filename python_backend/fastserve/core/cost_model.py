@@ -66,12 +66,9 @@ class CostModel:
         """``base_s``, ``token_s``: the first estimate. The others: the budgets of a step, see ``StepLimits``.
 
         Raises ConfigError for an estimate that is not finite and positive."""
-        for name, value in (("base_s", base_s), ("token_s", token_s)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name}: got {value!r}, allowed: a finite number of seconds, at least 0")
         self.max_num_seqs = max_num_seqs
         self.max_batched_tokens = max_batched_tokens
-        self._anchor_at(max(base_s, MIN_SECONDS), max(token_s, MIN_SECONDS))
+        self.restore({"base_s": base_s, "token_s": token_s})
 
     def _anchor_at(self, base_s: float, token_s: float) -> None:
         self.base_s, self.token_s = base_s, token_s
@@ -127,14 +124,14 @@ class CostModel:
             self._anchor = self._line_samples()
 
     def to_json(self) -> dict[str, float]:
-        """What :meth:`from_json` needs to start where this model is."""
+        """What :meth:`restore` needs to start where this model is."""
         return {"base_s": self.base_s, "token_s": self.token_s}
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any], *, max_num_seqs: int, max_batched_tokens: int) -> CostModel:
-        """Raises ConfigError naming the key that is missing or no number of seconds."""
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Forget everything and start where the model was that :meth:`to_json` gave ``values``. Raises ConfigError naming the key
+        that is missing or no number of seconds; then nothing has changed."""
         for name in ("base_s", "token_s"):
             value = values.get(name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}: got {value!r}, allowed: a finite number of seconds, at least 0")
-        return cls(values["base_s"], values["token_s"], max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
+        self._anchor_at(max(values["base_s"], MIN_SECONDS), max(values["token_s"], MIN_SECONDS))

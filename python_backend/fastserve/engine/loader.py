@@ -11,11 +11,14 @@ from fastserve.config import EngineConfig
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
-from fastserve.core.policy import AUTOMATIC, make_policy, needs_costs
+from fastserve.core.policy import make_policy, needs_costs
+from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.engine.engine import Engine
 from fastserve.engine.instances import num_threads_of, shares_weights
+from fastserve.engine.step_costs import find_costs, log_costs
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up
 from fastserve.errors import ConfigError, ManifestError
 from fastserve.manifest import CacheSpec, ModelManifest
@@ -25,6 +28,7 @@ from fastserve.text.tokenizer import Tokenizer
 from fastserve.worker.kv_cache import KVCache, bytes_per_block, num_blocks_for, read_free_memory
 from fastserve.worker.model_runner import ModelRunner
 from fastserve.worker.session import SessionSettings
+from fastserve.worker.shared_weights import cache_directory
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +50,12 @@ def load_engine(
     if manifest.cache is None or "decoder" not in manifest.graphs:
         raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
     max_model_len = max_model_len_of(manifest, config)
+    num_threads = num_threads_of(config, num_instances)
     runner = ModelRunner(
         directory,
         manifest,
         kv_cache_dtype=config.kv_cache_dtype,
-        session=SessionSettings(
-            num_threads_of(config, num_instances), share_weights=shares_weights(config, num_instances), profile=profile
-        ),
+        session=SessionSettings(num_threads, share_weights=shares_weights(config, num_instances), profile=profile),
     )
     # The weights are in memory now: what is free is what the pool can have.
     num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory() // num_instances)
@@ -61,51 +64,23 @@ def load_engine(
     scheduler = Scheduler(
         limits,
         BlockPool(num_blocks, config.block_size),
-        make_policy(config.policy, cost_model, inner=config.priority_inner_policy),
+        FirstComeFirstServed(),
         max_model_len=max_model_len,
         max_queue_size=config.max_queue_size,
     )
     kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
     engine = Engine(scheduler, runner, kv_cache, clock=clock, cost_model=cost_model, position_offset=manifest.position_offset)
     _log_pool(manifest.cache, config, num_blocks)
-    num_tokens = min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1)
-    prompt, params = (0,) * max(1, num_tokens), SamplingParams(max_tokens=2, temperature=0.0)
-    warm_up(engine, Request(WARM_UP_REQUEST_ID, prompt, params))  # the largest prefill and a decode
+    num_tokens = max(1, min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1))
+    params = SamplingParams(max_tokens=2, temperature=0.0)
+    warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
     if needs_costs(config.policy, inner=config.priority_inner_policy):  # of the others no request waits for a profile
-        _profile(engine, prompt, clock)
-        _log_policy(config, cost_model)
+        file = CostFile(cache_directory(), circumstances(manifest, config, num_threads))
+        find_costs(engine, file, num_tokens, clock)
+        log_costs(config, cost_model)
+    # Nothing of the warm-up stays: a policy that learns would take it for traffic.
+    scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy)
     return engine
-
-
-def _profile(engine: Engine, prompt: tuple[int, ...], clock: Callable[[], float]) -> None:
-    """Measure, now that the engine is warm, what a step costs: prefills of several sizes, each a step, and decodes."""
-    samples: list[tuple[int, float]] = []
-    for size in (len(prompt) - 2, len(prompt) // 2, len(prompt) // 4):
-        part = prompt[: max(1, size)]
-        engine.submit(Request(WARM_UP_REQUEST_ID, part, SamplingParams(max_tokens=4, temperature=0.0)))
-        num_tokens = len(part)
-        while engine.has_work:
-            started = clock()
-            engine.step()
-            samples.append((num_tokens, clock() - started))
-            num_tokens = 1
-    engine.reset_counters()
-    engine.cost_model.start_from(samples or [(1, 0.0)])
-
-
-def _log_policy(config: EngineConfig, costs: CostModel) -> None:
-    share = costs.base_s / costs.step_seconds(costs.max_num_seqs)
-    logger.info(
-        "a step takes %.2f ms and %.3f ms a token: in a full batch %.0f %% is spent whatever the number of tokens",
-        costs.base_s * 1e3,
-        costs.token_s * 1e3,
-        100 * share,
-    )
-    if config.policy == "auto":
-        logger.info(
-            "policy auto: %s, for short mean completion times, memory bound or compute bound",
-            AUTOMATIC,
-        )
 
 
 def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:

@@ -1,0 +1,125 @@
+"""Every policy on traces of requests, simulated, as ratios to first come, first served and to an oracle: ``make bench-simulate``.
+
+The real scheduler runs under two models of what steps cost: "compute" (a CPU: 6 ms a step and 1.5 ms a token) and "memory" (the
+regime of the FastServe paper: 36 ms and 0.1 ms). Prompts and answers are cut to 2,048 tokens together. The KV pool holds what 16
+full sequences need, and again four times that ("x4": what swapping gives preemptive policies).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from report import RESULTS, processor, write_json
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from simulation_tables import POLICIES, show
+
+from fastserve.simulator import summary, workload
+from fastserve.simulator.simulation import Machine, simulate
+
+CLIP = 2048
+REGIMES = {"compute": (6.0, 1.5), "memory": (36.0, 0.1)}
+"""Milliseconds of a step, and of each token in it."""
+LOADS = (0.5, 0.7, 0.9, 1.0, 1.2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One simulation."""
+
+    trace: str
+    regime: str
+    load: float
+    policy: str
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """The busiest, which take longest, first."""
+    return [
+        Case(trace, regime, load, policy)
+        for load in sorted(arguments.load, reverse=True)
+        for trace in arguments.trace
+        for regime in arguments.regime
+        for policy in arguments.policy
+    ]
+
+
+def run(case: Case, jobs: Sequence[workload.Job], arguments: argparse.Namespace) -> dict[str, Any]:
+    policy, _, large = case.policy.partition(" ")
+    base_ms, token_ms = REGIMES[case.regime]
+    machine = Machine(base_ms / 1e3, token_ms / 1e3, max_model_len=CLIP + 1)
+    if large:
+        machine = dataclasses.replace(machine, kv_tokens=4 * machine.max_num_seqs * machine.max_model_len)
+    arriving = workload.arrive(
+        jobs, case.load, machine.cost_model(), pattern=arguments.arrivals, random_=random.Random(arguments.seed)
+    )
+    started = time.perf_counter()
+    done = simulate(arriving, policy, machine, lambda: None)
+    row = summary.row(case.policy, case.load, done)
+    name = Path(case.trace).stem
+    return {"trace": name, "regime": case.regime, **row, "simulated_in_s": time.perf_counter() - started}
+
+
+def load_jobs(trace: str, count: int, seed: int) -> list[workload.Job]:
+    chance = random.Random(seed)
+    jobs = workload.synthetic_jobs(count, chance) if trace == workload.SYNTHETIC else workload.read_trace(Path(trace))
+    return workload.take(workload.clip(jobs, CLIP), count, chance)
+
+
+def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each case, in the order of the arguments."""
+    jobs = {trace: load_jobs(trace, arguments.requests, arguments.seed) for trace in arguments.trace}
+    columns = TextColumn("simulations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    found: dict[Case, dict[str, Any]] = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress, ProcessPoolExecutor(arguments.processes) as pool:
+        bar = progress.add_task("", total=len(cases(arguments)))
+        running = {pool.submit(run, case, jobs[case.trace], arguments): case for case in cases(arguments)}
+        for done in as_completed(running):
+            found[running[done]] = done.result()
+            progress.advance(bar)
+    return list(found.values())
+
+
+def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Of runs before, which may have been slices of one."""
+    return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", action="append", help=f"a file as for fastserve bench simulate, or {workload.SYNTHETIC}")
+    parser.add_argument("--policy", action="append", choices=POLICIES)
+    parser.add_argument("--regime", action="append", choices=tuple(REGIMES))
+    parser.add_argument("--load", action="append", type=float)
+    parser.add_argument("--requests", type=int, default=2000, help="of each trace (2000)")
+    parser.add_argument("--arrivals", choices=workload.ARRIVALS, default="poisson")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="simulate nothing: the tables of results in files")
+    parser.add_argument("--output", type=Path, default=RESULTS / "simulate.json")
+    arguments = parser.parse_args()
+    arguments.trace = arguments.trace or [workload.SYNTHETIC]
+    arguments.policy = arguments.policy or list(POLICIES)
+    arguments.regime = arguments.regime or list(REGIMES)
+    arguments.load = arguments.load or list(LOADS)
+    console = Console()
+    if arguments.show:
+        show(read_rows(arguments.show), console)
+        return
+    rows = run_all(arguments)
+    circumstances = {"processor": processor(), "requests": arguments.requests, "arrivals": arguments.arrivals}
+    write_json({**circumstances, "seed": arguments.seed, "results": rows}, arguments.output, console)
+    show(rows, console)
+
+
+if __name__ == "__main__":
+    main()
