@@ -24,7 +24,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-instances bench-perf-analyzer clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -109,6 +109,9 @@ bench-planning: $(READY) ## what planning a step costs with 100,000 requests wai
 
 bench-simulate: $(READY) ## every policy on traces, simulated, as ratios to first come, first served; TRACES="a.csv b.jsonl" for yours
 	$(BIN)/python benchmarks/bench_simulate.py $(foreach trace,$(TRACES),--trace $(trace))
+
+bench-policies: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## policies on the real engine through a real Triton, beside the simulator; TRACE=prompts.jsonl, SLICES=1 for a part
+	$(BIN)/python benchmarks/bench_policies.py $(if $(TRACE),--trace "$(TRACE)") $(if $(SLICES),--slices $(SLICES))
 
 bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughput of several instances and models side by side
 	$(BIN)/python benchmarks/bench_instances.py

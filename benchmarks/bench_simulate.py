@@ -18,10 +18,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from policy_variants import VARIANTS, register
 from report import RESULTS, processor, write_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from simulation_tables import POLICIES, show
+from simulation_tables import LARGE_POOL, POLICIES, show
 
 from fastserve.simulator import summary, workload
 from fastserve.simulator.simulation import Machine, simulate
@@ -54,7 +55,8 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def run(case: Case, jobs: Sequence[workload.Job], arguments: argparse.Namespace) -> dict[str, Any]:
-    policy, _, large = case.policy.partition(" ")
+    register()
+    policy, large = (case.policy[:-3], True) if case.policy == LARGE_POOL else (case.policy, False)
     base_ms, token_ms = REGIMES[case.regime]
     machine = Machine(base_ms / 1e3, token_ms / 1e3, max_model_len=CLIP + 1)
     if large:
@@ -69,15 +71,15 @@ def run(case: Case, jobs: Sequence[workload.Job], arguments: argparse.Namespace)
     return {"trace": name, "regime": case.regime, **row, "simulated_in_s": time.perf_counter() - started}
 
 
-def load_jobs(trace: str, count: int, seed: int) -> list[workload.Job]:
-    chance = random.Random(seed)
+def load_jobs(trace: str, arguments: argparse.Namespace) -> list[workload.Job]:
+    chance, count = random.Random(arguments.seed), arguments.requests
     jobs = workload.synthetic_jobs(count, chance) if trace == workload.SYNTHETIC else workload.read_trace(Path(trace))
-    return workload.take(workload.clip(jobs, CLIP), count, chance)
+    return workload.take(workload.clip(jobs[arguments.skip :], CLIP), count, chance)
 
 
 def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each case, in the order of the arguments."""
-    jobs = {trace: load_jobs(trace, arguments.requests, arguments.seed) for trace in arguments.trace}
+    jobs = {trace: load_jobs(trace, arguments) for trace in arguments.trace}
     columns = TextColumn("simulations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     found: dict[Case, dict[str, Any]] = {}
     with Progress(*columns, console=Console(stderr=True)) as progress, ProcessPoolExecutor(arguments.processes) as pool:
@@ -97,10 +99,13 @@ def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", action="append", help=f"a file as for fastserve bench simulate, or {workload.SYNTHETIC}")
-    parser.add_argument("--policy", action="append", choices=POLICIES)
+    parser.add_argument(
+        "--policy", action="append", choices=(*POLICIES, *VARIANTS), metavar="P", help=", ".join((*POLICIES, *VARIANTS))
+    )
     parser.add_argument("--regime", action="append", choices=tuple(REGIMES))
     parser.add_argument("--load", action="append", type=float)
     parser.add_argument("--requests", type=int, default=2000, help="of each trace (2000)")
+    parser.add_argument("--skip", type=int, default=0, help="requests of a trace to leave out before those (0)")
     parser.add_argument("--arrivals", choices=workload.ARRIVALS, default="poisson")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)

@@ -18,7 +18,7 @@ _MEASURES = {("jct_s", "mean"): "mean JCT", ("jct_s", "p95"): "P95 JCT", ("norma
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """Rows, in any order, as Markdown tables: ratios to ``fcfs`` at every load, then who pays, by class of length."""
-    rows = sorted(rows, key=lambda row: (row["trace"], row["regime"], row["load"], POLICIES.index(row["policy"])))
+    rows = sorted(rows, key=lambda row: (row["trace"], row["regime"], row["load"], _place(row["policy"])))
     for trace, regime in dict.fromkeys((row["trace"], row["regime"]) for row in rows):
         chosen = [row for row in rows if (row["trace"], row["regime"]) == (trace, regime)]
         if chosen[0]["policy"] != "fcfs":
@@ -26,6 +26,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(f"\n{trace}, {regime} bound, {chosen[0]['requests']:,} requests", highlight=False)
         for line in (*ratios(chosen), "", *by_class(chosen)):
             console.print(line, highlight=False, soft_wrap=True)
+
+
+def _place(policy: str) -> tuple[int, str]:
+    return (POLICIES.index(policy) if policy in POLICIES else len(POLICIES)), policy
 
 
 def ratios(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,235 @@
+"""Policies on the real engine, through a real Triton, beside the simulator's prediction: ``make bench-policies``.
+
+Every policy serves the same chat prompts at the same times, greedily, so every answer is the same, too; how long it will be no
+policy knows. One Triton holds a model for each policy; they take turns, and every round begins with another one and with servers
+that have learned nothing. What steps cost is what the server measured when it loaded the model, times one factor that lets a
+simulation of everybody asking at once end when the measurement did.
+
+A slice is that measurement ("all at once"), or one round at one load; results so far are kept in ``--output``, and ``--slices N``
+does the next N, so that each is a few minutes of a quiet machine. Run again to go on; other settings start anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from policy_results import summarize_runs
+from policy_workload import Ask, prompts_of
+from report import RESULTS, SEED, processor, write_json
+from rich.console import Console
+
+from fastserve.errors import FastServeError, ToolError
+from fastserve.simulator.simulation import Machine, Run, simulate
+from fastserve.simulator.summary import row
+from fastserve.simulator.workload import Job, arrive
+from fastserve.tools.bench.display import watched
+from fastserve.tools.bench.load import WallClock, ask_generator, open_loop
+from fastserve.tools.bench.samples import Sample
+from fastserve.tools.client import GenerateRequest, connect
+from fastserve.tools.demo_model import prepare
+from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+
+DEMO = Path(".demo")
+POLICIES = ("fcfs", "skip_join_mlfq", "gittins")
+COST_AWARE = "gittins"
+"""Whose loading measures what steps cost."""
+KV_BYTES_PER_SEQUENCE = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slice:
+    """``load``: None is everybody at once."""
+
+    load: float | None
+    round: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bench:
+    """What all slices have in common. ``settings``: they decide whether results belong together."""
+
+    arguments: argparse.Namespace
+    model: Path
+    asks: Sequence[Ask]
+    settings: Mapping[str, Any]
+
+    def parameters(self, policy: str) -> dict[str, Any]:
+        """Of config.pbtxt."""
+        arguments = self.arguments
+        return {
+            "policy": policy,
+            "max_num_seqs": arguments.max_seqs,
+            "max_batched_tokens": arguments.max_batched_tokens,
+            "max_model_len": arguments.max_model_len,
+            "kv_cache_bytes": arguments.max_seqs * KV_BYTES_PER_SEQUENCE,
+        }
+
+
+def slices(arguments: argparse.Namespace) -> Iterator[Slice]:
+    yield Slice(None, 0)
+    for number in range(arguments.rounds):
+        for load in arguments.load:
+            yield Slice(load, number)
+
+
+def run_slice(bench: Bench, part: Slice, found: dict[str, Any]) -> None:
+    """Adds what was measured to ``found``."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        policies = [COST_AWARE] if part.load is None else list(bench.arguments.policy)
+        turn = part.round % len(policies)
+        for policy in policies:
+            _add_model(work / "repository" / policy, bench.model, bench.parameters(policy))
+        options = LaunchOptions(environment={"FASTSERVE_CACHE": str(work / "cache")})
+        with TritonLauncher(work / "repository", options) as triton:
+            if part.load is None:
+                _all_at_once(bench, triton.grpc_url, work / "cache", found)
+                return
+            due = [job.arrival_s for job in arrivals(found, part.load, bench.arguments)]
+            for policy in policies[turn:] + policies[:turn]:
+                samples = _ask_all(bench, triton.grpc_url, policy, due)
+                found["runs"].append({"load": part.load, "round": part.round, "policy": policy, **_figures(samples)})
+
+
+def _add_model(folder: Path, model: Path, parameters: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    lines = [f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
+    (folder / "config.pbtxt").write_text("\n".join(['backend: "fastserve"', *lines, ""]), encoding="utf-8")
+    (folder / "1").symlink_to(model.resolve())
+
+
+def _ask_all(bench: Bench, url: str, policy: str, due: Sequence[float]) -> list[Sample]:
+    """Samples in the order of the prompts. Raises ToolError when a request failed."""
+    clock = WallClock()
+    found: dict[int, Sample] = {}
+    with connect(url) as client, watched(len(due)) as seen:
+
+        def ask(number: int, started: float) -> Sample:
+            request = GenerateRequest(policy, messages=bench.asks[number].messages, parameters=bench.asks[number].parameters)
+            found[number] = ask_generator(client, request, started, clock)
+            return found[number]
+
+        warm = GenerateRequest(policy, text="Hello", parameters={"max_tokens": 2, "temperature": 0})
+        ask_generator(client, warm, clock.now(), clock)
+        open_loop(ask, due, clock, seen)
+    if failed := [sample for sample in found.values() if sample.error is not None]:
+        raise ToolError(f"{len(failed)} requests failed under {policy}: {failed[0].error}: {failed[0].message}")
+    return [found[number] for number in range(len(due))]
+
+
+def _all_at_once(bench: Bench, url: str, cache: Path, found: dict[str, Any]) -> None:
+    """What steps cost, and how long each prompt and answer is."""
+    samples = _ask_all(bench, url, COST_AWARE, [0.0] * len(bench.asks))
+    seconds = max(sample.ended for sample in samples) - min(sample.started for sample in samples)
+    lengths = [(sample.input_tokens or 1, max(sample.output_tokens, 1)) for sample in samples]
+    (file,) = cache.glob("costs-*.json")
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    costs = (measured["base_s"], measured["token_s"])
+    predicted = _simulate([Job(*pair) for pair in lengths], COST_AWARE, costs, bench.arguments).seconds
+    found.update(
+        lengths=lengths, profile_s=costs, factor=seconds / predicted, costs_s=[seconds / predicted * cost for cost in costs]
+    )
+
+
+def arrivals(found: Mapping[str, Any], load: float, arguments: argparse.Namespace) -> list[Job]:
+    """Poisson, the same for every policy and round."""
+    jobs = [Job(*pair) for pair in found["lengths"]]
+    costs = _machine(found["costs_s"], arguments).cost_model()
+    return arrive(jobs, load, costs, pattern="poisson", random_=random.Random(arguments.seed))
+
+
+def predict(found: Mapping[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the simulator says of each load and policy."""
+    return [
+        row(policy, load, _simulate(arrivals(found, load, arguments), policy, found["costs_s"], arguments))
+        for load in arguments.load
+        for policy in arguments.policy
+    ]
+
+
+def _machine(costs: Sequence[float], arguments: argparse.Namespace) -> Machine:
+    return Machine(
+        costs[0],
+        costs[1],
+        max_num_seqs=arguments.max_seqs,
+        max_batched_tokens=arguments.max_batched_tokens,
+        max_model_len=arguments.max_model_len,
+    )
+
+
+def _simulate(jobs: Sequence[Job], policy: str, costs: Sequence[float], arguments: argparse.Namespace) -> Run:
+    return simulate(jobs, policy, _machine(costs, arguments), lambda: None)
+
+
+def _figures(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Seconds, for each request in order."""
+    return {
+        "ttft_s": [sample.first for sample in samples],
+        "jct_s": [sample.completion for sample in samples],
+        "normalized_latency_s": [sample.completion / sample.output_tokens for sample in samples],
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, help="JSON lines with prompts (AIBrix's ShareGPT format); none: made-up questions")
+    parser.add_argument("--model", type=Path, help="version folder of an exported model (the demo's)")
+    parser.add_argument("--policy", action="append", choices=POLICIES)
+    parser.add_argument("--load", action="append", type=float, help="of what the machine can do (0.7 and 1)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=80)
+    parser.add_argument("--input-tokens", type=int, default=256, help="longer prompts lose their beginning (256)")
+    parser.add_argument("--output-tokens", type=int, default=256, help="longer answers are cut (256)")
+    parser.add_argument("--max-seqs", type=int, default=16)
+    parser.add_argument("--max-batched-tokens", type=int, default=128)
+    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--slices", type=int, default=10**6, help="to do now (all)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "policies.json")
+    arguments = parser.parse_args()
+    arguments.policy = arguments.policy or list(POLICIES)
+    arguments.load = arguments.load or [0.7, 1.0]
+    return arguments
+
+
+def read_results(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of slices done before with the same settings."""
+    if file.exists():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if found["settings"] == settings:
+            return found
+    return {"settings": settings, "processor": processor(), "done": [], "runs": []}
+
+
+def main() -> None:
+    arguments, console = parse(), Console()
+    left_out = ("slices", "output", "rounds")
+    settings = {name: str(value) for name, value in vars(arguments).items() if name not in left_out}
+    try:
+        if arguments.model is None:
+            demo = prepare(None, DEMO)
+            arguments.model = demo.repository / demo.name / "1"
+        bench = Bench(arguments, arguments.model, prompts_of(arguments), settings)
+        found = read_results(arguments.output, settings)
+        todo = [part for part in slices(arguments) if [part.load, part.round] not in found["done"]]
+        for part in todo[: arguments.slices]:
+            console.print("all at once ..." if part.load is None else f"load {part.load:g}, round {part.round + 1} ...")
+            run_slice(bench, part, found)
+            found["done"].append([part.load, part.round])
+            write_json(found, arguments.output, console)
+    except FastServeError as error:
+        sys.exit(str(error))
+    if found["runs"]:
+        summarize_runs(found, predict(found, arguments), console)
+
+
+if __name__ == "__main__":
+    main()

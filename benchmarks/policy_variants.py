@@ -1,0 +1,39 @@
+"""``gittins`` with one of its parts taken away, for ``bench_simulate.py``: what each is good for."""
+
+from __future__ import annotations
+
+from fastserve.core.cost_model import CostModel
+from fastserve.core.policy import INNER_POLICIES
+from fastserve.core.policy.gittins import GittinsIndex
+from fastserve.core.sequence import Sequence
+
+
+class LearnsFromEndsOnly(GittinsIndex):
+    """Bins that an answer went through count when it has ended, and not before."""
+
+    def __init__(self, cost_model: CostModel) -> None:
+        super().__init__(cost_model)
+        self._ending = False
+
+    def _learn_passed(self, entry: object, reached: int) -> None:
+        if self._ending:
+            super()._learn_passed(entry, reached)  # type: ignore[arg-type]
+
+    def discard(self, sequence: Sequence, *, completed: bool) -> None:
+        self._ending = True
+        self._learn_passed(self._entries[sequence], self._lengths.bin_of_length(len(sequence.output_token_ids)))
+        super().discard(sequence, completed=completed)
+        self._ending = False
+
+
+VARIANTS = {
+    "gittins, ends only": LearnsFromEndsOnly,
+    "gittins, brevity 0": lambda cost_model: GittinsIndex(cost_model, brevity=0.0),
+    "gittins, brevity 1": lambda cost_model: GittinsIndex(cost_model, brevity=1.0),
+    "gittins, patient for ever": lambda cost_model: GittinsIndex(cost_model, patience=1e9),
+}
+
+
+def register() -> None:
+    """Make them policies of this process that a simulation can be asked for."""
+    INNER_POLICIES.update(VARIANTS)
