@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastserve.config import POLICIES
+from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.plan import SampledToken
@@ -41,7 +42,7 @@ class Queue:
             BlockPool(pool_tokens // 16, 16),
             make_policy(policy, costs, inner="gittins"),
             max_model_len=2048,
-            max_queue_size=2 * waiting,
+            queue=QueueLimits(2 * waiting),
         )
         self._random = random.Random(SEED)
         self._classes = policy == "priority"

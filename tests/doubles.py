@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.encoder_scheduler import EncoderScheduler
@@ -44,10 +45,17 @@ class FakeClock:
 
 
 def make_request(
-    request_id: int, prompt: Sequence[int], *, deadline: float | None = None, priority: int = 0, **params: Any
+    request_id: int,
+    prompt: Sequence[int],
+    *,
+    deadline: float | None = None,
+    priority: int = 0,
+    tenant: str = "",
+    **params: Any,
 ) -> Request:
     """A greedy request unless ``params`` say otherwise."""
-    return Request(request_id, tuple(prompt), SamplingParams(**({"temperature": 0.0} | params)), deadline, priority=priority)
+    sampling = SamplingParams(**({"temperature": 0.0} | params))
+    return Request(request_id, tuple(prompt), sampling, deadline, priority=priority, tenant=tenant)
 
 
 def make_engine(
@@ -59,6 +67,7 @@ def make_engine(
     max_batched_tokens: int = 16,
     max_model_len: int = 128,
     max_queue_size: int = 1000,
+    max_queue_size_per_tenant: int = 0,
     policy: str = "fcfs",
     inner: str = "gittins",
     clock: Callable[[], float] | None = None,
@@ -70,7 +79,7 @@ def make_engine(
         BlockPool(num_blocks, block_size),
         make_policy(policy, cost_model, inner=inner),
         max_model_len=max_model_len,
-        max_queue_size=max_queue_size,
+        queue=QueueLimits(max_queue_size, max_queue_size_per_tenant),
     )
     kv_cache = KVCache(CacheSpec((LayerCacheSpec(1, 1),)), num_blocks, block_size, "fp32")
     return Engine(scheduler, runner or HashingRunner(), kv_cache, clock=clock or FakeClock(), cost_model=cost_model)

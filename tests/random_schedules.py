@@ -79,6 +79,7 @@ def engine_settings(rng: random.Random) -> dict[str, Any]:
         "max_num_seqs": rng.choice((1, 4, 16)),
         "max_batched_tokens": rng.choice((16, 24, 64)),
         "max_queue_size": rng.choice((10, 100)),
+        "max_queue_size_per_tenant": rng.choice((0, 8)),
         "inner": rng.choice(INNER_POLICIES),
     }
 

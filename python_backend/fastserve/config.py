@@ -69,6 +69,9 @@ class EngineConfig:
     max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
     max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)
     max_queue_size: int = _max_queue_size()
+    max_queue_size_per_tenant: int = _field(
+        0, "of these, requests of one tenant (those without a name are one); 0: as many as of all", low=0, high=1_000_000
+    )
     max_model_len: int = _field(0, "longest prompt + output, tokens; 0: the model's own limit", low=0, high=10_000_000)
     block_size: int = _field(16, "tokens in one KV block, a multiple of 16", low=16, high=256)
     kv_cache_bytes: int = _field(0, "size of the KV pool; 0: kv_cache_memory_fraction of the free memory", low=0)

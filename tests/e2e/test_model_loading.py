@@ -25,6 +25,7 @@ BAD_PARAMETERS = {
     "max_num_seqs": ("0", "0"),
     "max_batched_tokens": ("many", "'many'"),
     "max_queue_size": ("0", "0"),
+    "max_queue_size_per_tenant": ("-1", "-1"),
     "max_model_len": ("-1", "-1"),
     "block_size": ("24", "24"),
     "kv_cache_bytes": ("1.5", "'1.5'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.invariants import violations
 from fastserve.core.plan import SampledToken
@@ -16,13 +17,13 @@ from fastserve.errors import InvalidRequest, QueueFull, RequestTooLong, StepFail
 from tests.doubles import collect, make_request
 
 
-def make_scheduler(num_blocks=64, block_size=4, max_num_seqs=4, max_batched_tokens=16, max_model_len=128, max_queue_size=100):
+def make_scheduler(num_blocks=64, block_size=4, max_num_seqs=4, max_batched_tokens=16, max_model_len=128, **queue):
     return Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
         BlockPool(num_blocks, block_size),
         FirstComeFirstServed(),
         max_model_len=max_model_len,
-        max_queue_size=max_queue_size,
+        queue=QueueLimits(queue.get("max_queue_size", 100), queue.get("max_queue_size_per_tenant", 0)),
     )
 
 
@@ -203,6 +204,19 @@ def test_a_full_queue_refuses_and_says_how_long_it_is():
     with pytest.raises(QueueFull, match="2 requests, max_queue_size is 2"):
         scheduler.add(make_request(3, [1]), 0.0)
     assert len(scheduler) == 2
+
+
+def test_one_tenant_cannot_fill_the_queue_of_the_others():
+    scheduler = make_scheduler(max_queue_size=5, max_queue_size_per_tenant=2)
+    requests = [make_request(request_id, [1], tenant=tenant) for request_id, tenant in enumerate(("ada", "ada", "bob", ""))]
+    for request in requests:
+        scheduler.add(request, 0.0)
+    with pytest.raises(QueueFull, match="queue of tenant 'ada' is full: 2 requests, max_queue_size_per_tenant is 2"):
+        scheduler.add(make_request(9, [1], tenant="ada"), 0.0)
+    scheduler.abort(0)
+    scheduler.add(make_request(10, [1], tenant="ada"), 0.0)
+    with pytest.raises(QueueFull, match="tenant 'ada'"):
+        scheduler.add(make_request(11, [1], tenant="ada"), 0.0)
 
 
 def test_aborting_frees_the_blocks_at_once_and_twice_is_harmless():

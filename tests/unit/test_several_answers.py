@@ -188,3 +188,14 @@ def test_a_copy_is_planned_for_when_the_pool_is_full():
     while engine.has_work:
         events += engine.step()
     assert sorted(event.index for event in events if isinstance(event, TokenEvent)) == [0, 1]
+
+
+def test_a_tenants_request_counts_once_until_its_last_answer_has_ended():
+    engine = make_engine(max_queue_size_per_tenant=1)
+    assert engine.submit(make_request(1, [1], tenant="ada", n=2, max_tokens=9)) == []
+    engine.step()
+    for index in (0, 1):
+        (failed,) = engine.submit(make_request(2, [1], tenant="ada"))
+        assert "queue of tenant 'ada' is full: 1 requests" in str(failed.error)
+        engine.abort(1, index)
+    assert engine.submit(make_request(2, [1], tenant="ada")) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from fastserve.errors import QueueFull
@@ -12,6 +14,39 @@ def check_queue(num_unfinished: int, max_queue_size: int) -> None:
     """Raises QueueFull, with both numbers, when no further request is accepted."""
     if num_unfinished >= max_queue_size:
         raise QueueFull(f"the queue is full: {num_unfinished} requests, max_queue_size is {max_queue_size}; try again later")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Requests that are accepted but not finished: of all, and of each tenant. ``per_tenant``: 0 is as many as of all."""
+
+    total: int
+    per_tenant: int = 0
+
+
+class Queue:
+    """Counts unfinished requests by tenant; requests that name none are one tenant's."""
+
+    def __init__(self, limits: QueueLimits) -> None:
+        self._limits = limits
+        self._unfinished: Counter[str] = Counter()
+
+    def check(self, tenant: str) -> None:
+        """Raises QueueFull, naming the limit and what it counts, when no further request of the tenant is accepted."""
+        check_queue(self._unfinished.total(), self._limits.total)
+        count, limit = self._unfinished[tenant], self._limits.per_tenant
+        if limit and count >= limit:
+            raise QueueFull(
+                f"the queue of tenant {tenant!r} is full: {count} requests, max_queue_size_per_tenant is {limit}; try again later"
+            )
+
+    def enter(self, tenant: str) -> None:
+        self._unfinished[tenant] += 1
+
+    def leave(self, tenant: str) -> None:
+        self._unfinished[tenant] -= 1
+        if not self._unfinished[tenant]:
+            del self._unfinished[tenant]
 
 
 class Deadlines:

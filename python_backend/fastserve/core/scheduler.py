@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-from fastserve.core.admission import Deadlines, check_queue
+from fastserve.core.admission import Deadlines, Queue, QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import StepPlan
 from fastserve.core.planner import Planner, StepLimits
@@ -18,13 +18,13 @@ from fastserve.errors import InvalidRequest, RequestTooLong, UnsupportedFeature
 class Scheduler:
     """Decides which tokens are computed in which iteration and who holds which blocks."""
 
-    def __init__(self, limits: StepLimits, pool: BlockPool, policy: Policy, *, max_model_len: int, max_queue_size: int) -> None:
-        """``max_model_len``: longest prompt + output in tokens. ``max_queue_size``: unfinished requests accepted."""
+    def __init__(self, limits: StepLimits, pool: BlockPool, policy: Policy, *, max_model_len: int, queue: QueueLimits) -> None:
+        """``max_model_len``: longest prompt + output in tokens. ``queue``: unfinished requests accepted."""
         self.pool = pool
         self.max_model_len = max_model_len
         self._limits = limits
         self.policy = policy
-        self._max_queue_size = max_queue_size
+        self._queue = Queue(queue)
         self._sequences: dict[int, list[Sequence]] = {}  # by request: its answers that have not ended
         self.holders: dict[Sequence, None] = {}
         """Sequences that hold blocks; kept by this class and the reservation."""
@@ -52,7 +52,7 @@ class Scheduler:
     def add(self, request: Request, now: float) -> Sequence:
         """Accept a request. Raises QueueFull, RequestTooLong when it could not finish even with the pool to itself, or
         UnsupportedFeature for a priority that the policy does not know."""
-        check_queue(len(self._sequences), self._max_queue_size)
+        self._queue.check(request.tenant)
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt", [], "at least one token")
         if request.priority and not isinstance(self.policy, PriorityClasses):
@@ -60,6 +60,7 @@ class Scheduler:
         self._check_fits(request)
         sequence = Sequence(request)
         self._sequences[request.request_id] = [sequence]
+        self._queue.enter(request.tenant)
         self.policy.add(sequence, now)
         self._deadlines.add(request.deadline, request.request_id)
         return sequence
@@ -131,6 +132,7 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request.request_id]
+            self._queue.leave(sequence.request.tenant)
         self.policy.discard(sequence, completed=completed)
         self._release_blocks(sequence)
         sequence.status = SequenceStatus.FINISHED

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastserve.config import EngineConfig
+from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
@@ -66,7 +67,7 @@ def load_engine(
         BlockPool(num_blocks, config.block_size),
         FirstComeFirstServed(),
         max_model_len=max_model_len,
-        max_queue_size=config.max_queue_size,
+        queue=QueueLimits(config.max_queue_size, config.max_queue_size_per_tenant),
     )
     kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
     engine = Engine(scheduler, runner, kv_cache, clock=clock, cost_model=cost_model, position_offset=manifest.position_offset)

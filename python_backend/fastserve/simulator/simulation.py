@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.events import TokenEvent
@@ -89,7 +90,7 @@ class _Simulation:
             BlockPool(-(-pool_tokens // BLOCK_SIZE), BLOCK_SIZE),
             _policy(policy, machine.cost_model(), {number: job.output_tokens for number, job in enumerate(jobs)}),
             max_model_len=machine.max_model_len,
-            max_queue_size=len(jobs),
+            queue=QueueLimits(len(jobs)),
         )
         self._now = 0.0
         self._arrived = self._steps = 0
