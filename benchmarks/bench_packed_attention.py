@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from bench_attention import Array, bound_run, make_session, matmul_rate
+from machine_rates import Array, bound_run, make_session, matmul_rate
 from onnx import TensorProto, helper
 from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console

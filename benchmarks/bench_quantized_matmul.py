@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from bench_attention import Array, bound_run, read_bandwidth
+from machine_rates import Array, bound_run, read_bandwidth
 from onnx import TensorProto, helper, numpy_helper
 from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console

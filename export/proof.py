@@ -2,7 +2,7 @@
 
 Every logit row of every short test sequence, and the last rows of the long ones, are compared in four ways of running the
 graph that a server mixes freely: all prompts packed in one run and then decoded together, prompts cut into chunks of different
-sizes beside decodes, each sequence alone, and with an fp16 cache (reported, not judged).
+sizes beside decodes, each sequence alone, and with an fp16 and an int8 cache (reported, not judged).
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ def prove(directory: Path, manifest: ModelManifest, reference: Reference) -> dic
     }
     measures |= greedy_agreement(together, wanted, reference.scale)
     del bench, together
-    half = _Bench(directory, manifest, reference, "fp16").run(packed_schedule(lengths))
-    measures["max_abs_logit_difference_kv_fp16"] = largest_difference(half, wanted)
+    for kv_dtype in ("fp16", "int8"):
+        rows = _Bench(directory, manifest, reference, kv_dtype).run(packed_schedule(lengths))
+        measures[f"max_abs_logit_difference_kv_{kv_dtype}"] = largest_difference(rows, wanted)
     judge(measures)
     return measures
 
@@ -112,6 +113,7 @@ def judge(measures: dict[str, float]) -> None:
         "max_abs_logit_difference_chunked": LOGIT_TOLERANCE * scale,
         "max_abs_difference_alone_batched": NEIGHBOUR_TOLERANCE * scale,
         "max_abs_logit_difference_kv_fp16": float(np.finfo(np.float32).max),
+        "max_abs_logit_difference_kv_int8": float(np.finfo(np.float32).max),
         "greedy_disagreements": 0.0,
     }
     check_limits(measures, limits)

@@ -41,8 +41,8 @@ def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
         "longest context": f"{manifest.model.max_model_len:,} tokens",
         "chat template": "yes" if manifest.tokenizer and manifest.tokenizer.chat_template else "no",
         "proof": f"{proof['rows_compared']:.0f} positions, largest logit difference {proof['max_abs_logit_difference']:.2g} "
-        f"(chunked {proof['max_abs_logit_difference_chunked']:.2g}, fp16 cache {proof['max_abs_logit_difference_kv_fp16']:.2g}), "
-        f"logit scale {proof['logit_scale']:.2g}",
+        f"(chunked {proof['max_abs_logit_difference_chunked']:.2g}, fp16 cache {proof['max_abs_logit_difference_kv_fp16']:.2g}, "
+        f"int8 cache {proof['max_abs_logit_difference_kv_int8']:.2g}), logit scale {proof['logit_scale']:.2g}",
         "alone vs batched": _neighbours(proof["max_abs_difference_alone_batched"]),
         "greedy tokens": f"all equal, {proof['greedy_ties']:.0f} near-ties",
     }

@@ -14,7 +14,7 @@ from fastserve.errors import ConfigError
 
 INNER_POLICIES = ("fcfs", "skip_join_mlfq", "gittins", "vtc")
 POLICIES = ("auto", *INNER_POLICIES, "priority")
-KV_CACHE_DTYPES = ("fp32", "fp16")
+KV_CACHE_DTYPES = ("fp32", "fp16", "int8")
 
 SHARE_WEIGHTS = ("auto", "on", "off")
 

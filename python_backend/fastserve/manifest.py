@@ -36,8 +36,8 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """One ONNX graph. ``files`` maps a KV element type ("fp32", "fp16"; "none" without a cache) to its .onnx file;
-    the variants share one external weight file and differ only in the type of their cache inputs."""
+    """One ONNX graph. ``files`` maps a KV element type ("fp32", "fp16", "int8"; "none" without a cache) to its .onnx file;
+    the variants share one external weight file and differ only in the type and shape of their cache inputs."""
 
     files: dict[str, str]
     inputs: tuple[TensorSpec, ...]

@@ -34,6 +34,7 @@ SERVED: dict[str, ServedModel] = {
     "qwen3": ServedModel("qwen3", CHUNKED),
     "llama-batched": ServedModel("llama", CHUNKED, max_batch_size=8),
     "llama-fp16-cache": ServedModel("llama", CHUNKED | {"kv_cache_dtype": "fp16"}),
+    "llama-int8-cache": ServedModel("llama", CHUNKED | {"kv_cache_dtype": "int8"}),
     "llama-small-pool": ServedModel("llama", CHUNKED | {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
     "llama-mlfq": ServedModel("llama", CHUNKED | {"policy": "skip_join_mlfq", "kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
     "llama-vtc": ServedModel("llama", CHUNKED | {"policy": "vtc"}),

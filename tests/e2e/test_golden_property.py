@@ -57,7 +57,7 @@ def test_greedy_tokens_equal_transformers_in_a_crowd_with_chunked_prefill(server
     assert_equal_but_for_ties(model, prompts, expected, [answer.output_ids for answer in answers])
 
 
-@pytest.mark.parametrize("name", [*FP32_MODELS, "llama-fp16-cache"])
+@pytest.mark.parametrize("name", [*FP32_MODELS, "llama-fp16-cache", "llama-int8-cache"])
 @pytest.mark.parametrize("make", [lambda m, p, i: greedy(m, p), sampled], ids=["greedy", "sampled"])
 def test_tokens_are_the_same_alone_and_in_a_crowd(server, references, name, make):
     prompts = random_prompts(name, references(name).config.vocab_size)

@@ -18,8 +18,8 @@ from onnx import TensorProto
 from tests.synthetic.one_node_session import one_node_session
 
 Array = npt.NDArray[Any]
-ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
-NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
+ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+NUMPY_TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 CONSTANTS = ("cos_cache", "sin_cache", "q_norm_weight", "k_norm_weight")
 MAX_LEN = 256
 """Positions that have angles."""
@@ -84,13 +84,28 @@ def random_tokens(shape: Shape, lengths: Sequence[int], seed: int = 0) -> list[T
     return [Tokens(draw(length, query_size) * 2, draw(length, key_size), draw(length, key_size)) for length in lengths]
 
 
+def quantised(heads: Array) -> tuple[Array, Array]:
+    """int8 elements of float32 rows, [..., head_size], and their scales, [..., 1]."""
+    largest = np.abs(heads).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(largest > 1e-30, np.float32(127) / largest, np.float32(0))
+    return np.rint(heads * inverse).astype(np.int8), largest / np.float32(127)
+
+
+def as_stored(shape: Shape, rows: Array) -> Array:
+    """What the cache gives back of keys or values, float64 [length, kv_num_heads, head_size]."""
+    heads = rows.reshape(len(rows), shape.kv_num_heads, shape.head_size)
+    if shape.kv_dtype == "int8":
+        elements, scales = quantised(heads)
+        return elements.astype(np.float64) * scales
+    return heads.astype(NUMPY_TYPES[shape.kv_dtype]).astype(np.float64)
+
+
 def oracle(shape: Shape, tokens: Tokens, sink: Array | None = None) -> Array:
     """Causal attention of one whole sequence in float64: [length, num_heads * head_size]."""
     length, group = len(tokens.query), shape.num_heads // shape.kv_num_heads
-    stored = NUMPY_TYPES[shape.kv_dtype]
     query = tokens.query.astype(np.float64).reshape(length, shape.num_heads, shape.head_size)
-    key = tokens.key.astype(stored).astype(np.float64).reshape(length, shape.kv_num_heads, shape.head_size)
-    value = tokens.value.astype(stored).astype(np.float64).reshape(length, shape.kv_num_heads, shape.head_size)
+    key, value = as_stored(shape, tokens.key), as_stored(shape, tokens.value)
     scale = shape.attribute("scale", 0.0) or shape.head_size**-0.5
     softcap, window = shape.attribute("softcap", 0.0), int(shape.attribute("local_window_size", -1))
     output = np.empty_like(query)
@@ -154,9 +169,14 @@ class Pool:
         needed = [-(-length // shape.block_size) for length in lengths]
         ids = np.random.default_rng(seed).permutation(sum(needed) + spare_blocks).astype(np.int32)
         self.shape, self.lengths = shape, list(lengths)
-        stored, heads = NUMPY_TYPES[shape.kv_dtype], (len(ids), shape.kv_num_heads)
-        self.key_cache = np.full((*heads, shape.head_size, shape.block_size), np.nan, stored)
-        self.value_cache = np.full((*heads, shape.block_size, shape.head_size), np.nan, stored)
+        heads = (len(ids), shape.kv_num_heads)
+        if shape.kv_dtype == "int8":  # four bytes of -1 are a NaN, as a scale
+            self.key_cache = np.full((*heads, (shape.head_size + 4) * shape.block_size), -1, np.int8)
+            self.value_cache = self.key_cache.copy()
+        else:
+            stored = NUMPY_TYPES[shape.kv_dtype]
+            self.key_cache = np.full((*heads, shape.head_size, shape.block_size), np.nan, stored)
+            self.value_cache = np.full((*heads, shape.block_size, shape.head_size), np.nan, stored)
         self.tables: list[Array] = []
         for count in needed:
             self.tables.append(ids[:count])

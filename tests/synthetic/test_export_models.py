@@ -98,8 +98,9 @@ def test_the_exported_graph_generates_what_the_source_generates(export: ExportRe
     assert generate_together(export, sequences) == [generate_with_torch(torch_model, prompt) for prompt in sequences]
 
 
-def test_the_fp16_cache_graph_runs(export: ExportResult) -> None:
-    answers = generate_together(export, prompts(export.manifest.model.vocab_size), "fp16")
+@pytest.mark.parametrize("kv_cache_dtype", ["fp16", "int8"])
+def test_the_graphs_of_smaller_caches_run(export: ExportResult, kv_cache_dtype: str) -> None:
+    answers = generate_together(export, prompts(export.manifest.model.vocab_size), kv_cache_dtype)
     assert [len(answer) for answer in answers] == [NEW_TOKENS] * len(PROMPT_LENGTHS)
 
 
@@ -163,13 +164,17 @@ def test_attention_nodes_mirror_the_signature_of_onnx_runtimes_op(export: Export
         assert (attributes["num_heads"], attributes["do_rotary"], attributes["softcap"]) == (4, 0, 0.0)
 
 
-def test_the_two_graphs_differ_only_in_the_type_of_their_caches(export: ExportResult) -> None:
-    single, half = load_graph(export, "fp32"), load_graph(export, "fp16")
-    for value in half.graph.input:
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "element_type", "rank"), [("fp16", onnx.TensorProto.FLOAT16, 4), ("int8", onnx.TensorProto.INT8, 3)]
+)
+def test_the_graphs_differ_only_in_their_caches(export: ExportResult, kv_cache_dtype: str, element_type: int, rank: int) -> None:
+    single, other = load_graph(export, "fp32"), load_graph(export, kv_cache_dtype)
+    for value, of_single in zip(other.graph.input, single.graph.input, strict=True):
         if "cache." in value.name:
-            assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    assert half == single
+            assert value.type.tensor_type.elem_type == element_type
+            assert len(value.type.tensor_type.shape.dim) == rank
+            value.type.CopyFrom(of_single.type)
+    assert other == single
 
 
 def test_weights_are_stored_once(export: ExportResult) -> None:
@@ -184,7 +189,7 @@ def test_a_tied_head_multiplies_by_the_embedding_itself(exports: dict[str, Expor
 
 
 def test_nothing_of_the_exporting_machine_is_in_the_files(export: ExportResult, source: Path) -> None:
-    for name in ("model.onnx", "model.kv_fp16.onnx", "manifest.json"):
+    for name in ("model.onnx", "model.kv_fp16.onnx", "model.kv_int8.onnx", "manifest.json"):
         content = (export.directory / name).read_bytes()
         assert str(source.parent).encode() not in content
         assert not re.search(rb"site-packages|\.py\b", content)

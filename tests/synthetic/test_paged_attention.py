@@ -47,7 +47,7 @@ def assert_same_bits(left: list[Array], right: list[Array]) -> None:
         assert one.tobytes() == other.tobytes()
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("head_size", [8, 16, 24, 32, 64, 80, 96, 128, 256])
 def test_a_mixed_packed_batch_matches_the_oracle_for_every_head_size(isa: str, head_size: int, kv_dtype: str) -> None:
     shape = Shape(head_size=head_size, kv_dtype=kv_dtype)
@@ -100,7 +100,7 @@ def test_each_attribute_matches_the_oracle(isa: str, attributes: dict[str, Any],
     assert_matches_oracle(shape, tokens, rows, sinks)
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize(("num_heads", "kv_num_heads", "head_size"), [(6, 2, 64), (6, 6, 40), (6, 1, 128)])
 def test_the_output_does_not_depend_on_how_a_prompt_is_cut(
     isa: str, num_heads: int, kv_num_heads: int, head_size: int, kv_dtype: str
@@ -142,6 +142,20 @@ def test_the_output_does_not_depend_on_the_number_of_threads(isa: str) -> None:
     outputs = [run_steps(make_session(LOADED, n), Pool(LOADED, LENGTHS), tokens, pieces(LENGTHS, 50), SINK) for n in (1, 2, 3)]
     assert_same_bits(outputs[0], outputs[1])
     assert_same_bits(outputs[0], outputs[2])
+
+
+def test_a_long_context_alone_whose_spans_are_shared_out_gives_the_bits_of_a_crowd(isa: str) -> None:
+    """A span is 512 positions. Alone its attention is split by span; beside many others, or many queries, it is not."""
+    lengths = [1300, 513] + [40] * 60
+    shape = dataclasses.replace(LOADED, attributes=(("local_window_size", 1100), ("softcap", 5.0)))
+    tokens = random_tokens(shape, lengths)
+    together = run_steps(make_session(shape), Pool(shape, lengths), tokens, whole(lengths), SINK)
+    for index in (0, 1):
+        for threads in (1, 2, 3):
+            pool, session = Pool(shape, [lengths[index]]), make_session(shape, threads)
+            steps = [[Chunk(0, 0, lengths[index] - 9)], *[[Chunk(0, lengths[index] - left, 1)] for left in range(9, 0, -1)]]
+            assert_same_bits(run_steps(session, pool, [tokens[index]], steps, SINK), [together[index]])
+        assert_matches_oracle(shape, [tokens[index]], [together[index]], SINK)
 
 
 def test_one_session_can_run_from_several_threads_at_once(isa: str) -> None:

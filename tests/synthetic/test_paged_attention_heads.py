@@ -69,7 +69,7 @@ def assert_same_run(shape: Shape, other: Shape, tokens: list[Tokens], other_toke
     assert pool.value_cache.tobytes() == other_pool.value_cache.tobytes()
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize(("num_heads", "kv_num_heads", "head_size"), [(6, 2, 64), (3, 3, 40), (14, 2, 128)])
 def test_query_key_and_value_in_one_input_give_the_same_bits(
     isa: str, num_heads: int, kv_num_heads: int, head_size: int, kv_dtype: str
@@ -79,7 +79,7 @@ def test_query_key_and_value_in_one_input_give_the_same_bits(
     assert_same_run(dataclasses.replace(shape, packed_qkv=True), shape, tokens, tokens)
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("interleaved", [0, 1])
 @pytest.mark.parametrize(
     ("head_size", "rotary_size"), [(8, 8), (64, 64), (64, 16), (80, 32), (80, 80), (96, 74), (128, 128), (8, 2)]

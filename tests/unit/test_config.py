@@ -52,7 +52,7 @@ BAD = [
     ("kv_cache_memory_fraction", "1", "from 0.01 to 0.95"),
     ("kv_cache_memory_fraction", "nan", "from 0.01 to 0.95"),
     ("kv_cache_memory_fraction", "half", "a number from 0.01 to 0.95"),
-    ("kv_cache_dtype", "bf16", "fp32 or fp16"),
+    ("kv_cache_dtype", "bf16", "fp32 or fp16 or int8"),
     ("num_threads", "nan", "a whole number"),
     ("num_threads", "2000", "from 0 to 1024"),
     ("default_deadline_ms", "-1", "from 0"),

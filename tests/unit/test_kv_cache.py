@@ -25,7 +25,7 @@ def test_keys_and_values_have_the_kernels_layouts(dtype, element):
     assert cache.block_size == 16
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
 def test_copied_blocks_have_the_same_bytes_in_every_layer_and_others_keep_theirs(dtype):
     cache = KVCache(SPEC, 5, 16, dtype)
     for number, array in enumerate(cache.arrays().values()):
@@ -46,15 +46,22 @@ def test_the_arrays_are_named_as_the_graphs_inputs_and_are_the_pool_itself():
     assert all(array.flags.c_contiguous for array in arrays.values())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
 def test_the_bytes_of_a_block_are_what_the_arrays_take(dtype):
     cache = KVCache(SPEC, 3, 32, dtype)
     assert bytes_per_block(SPEC, 32, dtype) * 3 == sum(array.nbytes for array in cache.arrays().values())
 
 
-def test_half_precision_halves_a_block():
+def test_half_precision_halves_a_block_and_int8_quarters_it_but_for_the_scales():
     assert bytes_per_block(SPEC, 16, "fp32") == BLOCK_BYTES
     assert bytes_per_block(SPEC, 16, "fp16") == BLOCK_BYTES // 2
+    assert bytes_per_block(SPEC, 16, "int8") == BLOCK_BYTES // 4 + 16 * 4 * (2 * 2 + 2 * 1)
+
+
+def test_an_int8_block_of_a_head_holds_its_elements_and_then_a_scale_for_each_token():
+    cache = KVCache(SPEC, 5, 16, "int8")
+    assert [array.shape for array in cache.arrays().values()] == [(5, 2, 12 * 16), (5, 1, 8 * 16)] * 2
+    assert {array.dtype for array in cache.keys + cache.values} == {np.dtype(np.int8)}
 
 
 def test_the_pool_takes_its_share_of_the_free_memory():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ CONTROL_GROUPS = (
 )
 """Where a container finds its own memory limit and usage."""
 
-DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
+DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+
+SCALE_BYTES = 4
+"""Of an int8 cache: the float scale of each token and head, after the elements of a block of a head."""
 
 
 class KVCache:
     """One key and one value array per layer, allocated once and written in place by the attention op.
 
     ``keys[i]``: [num_blocks, kv_num_heads, head_size, block_size]; ``values[i]``: [num_blocks, kv_num_heads, block_size,
-    head_size]. Memory is committed by the operating system on first touch, so a large pool costs nothing until used.
+    head_size]. With int8 elements both are [num_blocks, kv_num_heads, (head_size + 4) * block_size]: the same elements, then a
+    float scale for each token of the block. Memory is committed by the operating system on first touch, so a large pool costs
+    nothing until used.
     Owned by the engine thread.
     """
 
@@ -36,8 +42,12 @@ class KVCache:
         self.keys: list[npt.NDArray[Any]] = []
         self.values: list[npt.NDArray[Any]] = []
         for layer in spec.layers:
-            self.keys.append(np.zeros((num_blocks, layer.kv_num_heads, layer.head_size, block_size), DTYPES[dtype]))
-            self.values.append(np.zeros((num_blocks, layer.kv_num_heads, block_size, layer.head_size), DTYPES[dtype]))
+            heads, size = (num_blocks, layer.kv_num_heads), layer.head_size
+            shapes: list[tuple[int, ...]] = [(*heads, size, block_size), (*heads, block_size, size)]
+            if dtype == "int8":
+                shapes = [(*heads, (size + SCALE_BYTES) * block_size)] * 2
+            self.keys.append(pool_array(shapes[0], DTYPES[dtype]))
+            self.values.append(pool_array(shapes[1], DTYPES[dtype]))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The pool's arrays by graph input name."""
@@ -53,10 +63,21 @@ class KVCache:
             array[targets] = array[sources]
 
 
+def pool_array(shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Zeros for a pool, committed on first touch, in huge pages where the system has them.
+
+    The attention op reads blocks in any order: with small pages looking up their addresses takes longer than reading them.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+
+
 def bytes_per_block(spec: CacheSpec, block_size: int, dtype: str) -> int:
     """Bytes of one block over all layers, keys and values."""
-    elements = sum(2 * layer.kv_num_heads * layer.head_size for layer in spec.layers)
-    return elements * block_size * int(np.dtype(DTYPES[dtype]).itemsize)
+    itemsize, scale = int(np.dtype(DTYPES[dtype]).itemsize), SCALE_BYTES if dtype == "int8" else 0
+    return sum(2 * layer.kv_num_heads * (layer.head_size * itemsize + scale) for layer in spec.layers) * block_size
 
 
 def num_blocks_for(config: EngineConfig, spec: CacheSpec, max_model_len: int, free_memory: int) -> int:

@@ -11,6 +11,8 @@ namespace fastserve {
 
 constexpr int kStrip = 16;         // tokens whose keys lie side by side; block_size is a multiple of it
 constexpr int kTile = 64;          // positions whose softmax is rescaled at once; tiles are aligned to absolute positions
+constexpr int kSpan = 512;         // positions that are summed up on their own, from nothing; spans are whole tiles
+constexpr int kScaleBytes = 4;     // of an int8 cache, for each token and head
 constexpr int kMaxHeadSize = 256;  // head_size is a multiple of 8 up to this
 constexpr int kMaxRows = 64;       // query rows (queries x heads) of one work item
 
@@ -33,6 +35,9 @@ struct HeadChange {
 //   value_cache [num_blocks, kv_num_heads, block_size, head_size]    one block of one head, block_size rows:
 //                  t0: | d0 d1 d2 ... |
 //                  t1: | d0 d1 d2 ... |
+//
+// With int8 elements both caches are [num_blocks, kv_num_heads, (head_size + 4) * block_size] bytes: what one block of one head
+// holds as above, and then block_size floats, the scale of each token. What is stored stands for element * scale.
 struct AttentionProblem {
   const float* query;    // [num_tokens] rows of num_heads * head_size floats, query_stride apart
   const float* key;      // [num_tokens] rows of kv_num_heads * head_size floats, key_stride apart
@@ -41,7 +46,7 @@ struct AttentionProblem {
   int64_t key_stride;    // of keys and of values
   HeadChange query_change;
   HeadChange key_change;
-  void* key_cache;  // float or IEEE half
+  void* key_cache;  // float, IEEE half or int8
   void* value_cache;
   float* output;                              // [num_tokens, num_heads * head_size]
   const int32_t* cumulative_sequence_length;  // [num_seqs + 1]
@@ -55,23 +60,30 @@ struct AttentionProblem {
   int64_t max_blocks;
   int64_t num_blocks;
   int64_t window;  // a query at p sees positions > p - window; INT64_MAX / 2 when there is none
+  int partial_stride;  // floats of one row of partial results: head_size of them and two more, rounded up to whole strips
   int num_heads;
   int kv_num_heads;
   int head_size;
   int block_size;
+  int64_t block_elements;  // of one block of one head, scales included
   float scale;
   float softcap;  // 0: off
 };
 
-// The attention of consecutive queries of one sequence over some query heads that share one key/value head.
+// The attention of consecutive queries of one sequence over some query heads that share one key/value head: over all they
+// see, or over one span of it.
 struct WorkItem {
   int32_t sequence;
   int32_t kv_head;
-  int32_t first_head;   // query head
-  int32_t num_heads;    // query heads, all of the group of kv_head
-  int32_t first_query;  // index among the sequence's new tokens
-  int32_t num_queries;  // num_queries * num_heads <= kMaxRows
-  int64_t cost;         // relative work, for balancing
+  int32_t first_head;    // query head
+  int32_t num_heads;     // query heads, all of the group of kv_head
+  int32_t first_query;   // index among the sequence's new tokens
+  int32_t num_queries;   // num_queries * num_heads <= kMaxRows
+  int64_t first_span;    // spans [first_span, last_span) of kSpan positions
+  int64_t last_span;
+  int32_t split;         // which split attention it is a part of; -1: none, it covers all that its queries see
+  float* partial;        // of a part: where its rows' partial results go, partial_stride floats each
+  int64_t cost;          // relative work, for balancing
 };
 
 }  // namespace fastserve

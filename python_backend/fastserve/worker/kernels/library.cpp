@@ -5,6 +5,7 @@
 #include "packed_attention_op.h"
 #include "paged_attention_op.h"
 #include "quantized_matmul_op.h"
+#include "sampling.h"
 #include "segment_mean_op.h"
 
 #define FASTSERVE_EXPORT extern "C" __attribute__((visibility("default")))
@@ -34,3 +35,17 @@ FASTSERVE_EXPORT const char* fastserve_isa() { return fastserve::choose_kernels(
 
 // That of QuantizedMatMul: "amx", "avx512vnni", "avx512", "avxvnni", "avx2" or "generic". Static storage.
 FASTSERVE_EXPORT const char* fastserve_quantized_isa() { return fastserve::choose_quantized_kernels().name; }
+
+// Choosing tokens (see sampling.h). logits: [num_rows, vocab_size]; tokens: [num_rows].
+FASTSERVE_EXPORT void fastserve_largest_tokens(const float* logits, int64_t num_rows, int64_t vocab_size, int64_t* tokens) noexcept {
+  for (int64_t row = 0; row < num_rows; ++row) tokens[row] = fastserve::largest_token(logits + row * vocab_size, vocab_size);
+}
+
+FASTSERVE_EXPORT double fastserve_log_sum_exp(const float* row, int64_t vocab_size) noexcept {
+  return fastserve::log_sum_exp(row, vocab_size);
+}
+
+FASTSERVE_EXPORT int64_t fastserve_draw_token(const float* row, int64_t vocab_size, float temperature, int64_t top_k, double top_p,
+                                              double min_p, double number) noexcept {
+  return fastserve::draw_token(row, vocab_size, {temperature, top_k, top_p, min_p, number});
+}

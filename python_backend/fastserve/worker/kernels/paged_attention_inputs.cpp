@@ -31,7 +31,7 @@ enum Input : size_t {
 constexpr OpInput kInputs[] = {{"query", ort::kFloat, ort::kRequired},
                                {"key", ort::kFloat, ort::kOptional},
                                {"value", ort::kFloat, ort::kOptional},
-                               {"key_cache", ort::kUndefined, ort::kRequired},  // float or float16, both caches alike
+                               {"key_cache", ort::kUndefined, ort::kRequired},  // float, float16 or int8, both caches alike
                                {"value_cache", ort::kUndefined, ort::kRequired},
                                {"cumulative_sequence_length", ort::kInt32, ort::kRequired},
                                {"past_seqlens", ort::kInt32, ort::kRequired},
@@ -55,24 +55,32 @@ void read_caches(const ort::Api& api, const ort::KernelContext* context, PagedAt
   AttentionProblem& problem = call.problem;
   const Tensor key_cache = read(api, context, kKeyCache);
   const Tensor value_cache = read(api, context, kValueCache);
-  if (key_cache.type != value_cache.type || (key_cache.type != ort::kFloat && key_cache.type != ort::kFloat16)) {
-    refuse("key_cache, value_cache", "element types " + std::to_string(key_cache.type) + ", " + std::to_string(value_cache.type),
-           "both float (1) or both float16 (10)");
+  const ort::ElementType type = key_cache.type;
+  if (type != value_cache.type || (type != ort::kFloat && type != ort::kFloat16 && type != ort::kInt8)) {
+    refuse("key_cache, value_cache", "element types " + std::to_string(type) + ", " + std::to_string(value_cache.type),
+           "both float (1), both float16 (10) or both int8 (3)");
   }
-  expect_rank(key_cache, 4);
+  const int elements = problem.head_size + (type == ort::kInt8 ? kScaleBytes : 0);  // of a token and head
+  expect_rank(key_cache, type == ort::kInt8 ? 3 : 4);
   const int64_t blocks = key_cache.shape[0];
-  const int64_t block_size = key_cache.shape[3];
+  const int64_t block_size = type == ort::kInt8 ? key_cache.shape[2] / elements : key_cache.shape[3];
   if (block_size < kStrip || block_size % kStrip != 0)
     refuse("key_cache", text(key_cache.shape), "a block size that is a multiple of 16");
-  expect_shape(key_cache, {blocks, problem.kv_num_heads, problem.head_size, block_size});
-  expect_shape(value_cache, {blocks, problem.kv_num_heads, block_size, problem.head_size});
+  if (type == ort::kInt8) {
+    expect_shape(key_cache, {blocks, problem.kv_num_heads, elements * block_size});
+    expect_shape(value_cache, key_cache.shape);
+  } else {
+    expect_shape(key_cache, {blocks, problem.kv_num_heads, problem.head_size, block_size});
+    expect_shape(value_cache, {blocks, problem.kv_num_heads, block_size, problem.head_size});
+  }
   if (blocks > std::numeric_limits<int32_t>::max() / block_size)
     refuse("key_cache", text(key_cache.shape), "fewer than 2^31 slots");
-  call.half_cache = key_cache.type == ort::kFloat16;
+  call.cache_type = type;
   problem.key_cache = key_cache.data;
   problem.value_cache = value_cache.data;
   problem.num_blocks = blocks;
   problem.block_size = static_cast<int>(block_size);
+  problem.block_elements = elements * block_size;
 }
 
 void check_past(const AttentionProblem& problem) {
@@ -182,6 +190,7 @@ void read_inputs(const ort::Api& api, const ort::KernelContext* context, const P
   problem.num_tokens = projections.num_tokens;
   problem.head_size = projections.head_size;
   problem.scale = score_scale(attention, problem.head_size);
+  problem.partial_stride = (problem.head_size + kStrip - 1) / kStrip * kStrip + kStrip;
   problem.query = projections.query;
   problem.key = projections.key;
   problem.value = projections.value;

@@ -22,7 +22,7 @@ struct PagedAttentionAttributes {
 
 struct PagedAttentionCall {
   AttentionProblem problem;
-  bool half_cache;                 // caches hold IEEE half, else float
+  ort::ElementType cache_type;     // kFloat, kFloat16 or kInt8
   std::vector<int32_t> slots;      // backs problem.slots when slot_mapping is absent
   std::vector<int32_t> positions;  // backs problem.positions
 };

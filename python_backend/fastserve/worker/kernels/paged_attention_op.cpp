@@ -9,15 +9,17 @@
 // 1. The heads of queries and keys are normalised (q_norm_weight, k_norm_weight) and rotated (do_rotary, by the row of
 //    cos_cache and sin_cache at their position), each where asked for.
 // 2. The keys and values of all new tokens go to their slots (slot_mapping, or where the block table puts them).
-// 3. A token attends to cache positions 0 .. its own, all read back from the cache: with a half precision cache a prompt fed
+// 3. A token attends to cache positions 0 .. its own, all read back from the cache: with a half precision or int8 cache a prompt fed
 //    in pieces sees exactly what it would see fed at once.
 //
 // key_cache and value_cache are inputs written in place: they must be bound by the caller (never produced by a node, never
 // an initializer), belong to one node alone, and not be read by anyone else during the run.
 #include "paged_attention_op.h"
 
+#include <algorithm>
+#include <atomic>
 #include <string>
-#include <vector>
+#include <thread>
 
 #include "isa/kernels.h"
 #include "op_inputs.h"
@@ -61,6 +63,13 @@ PagedAttentionAttributes read_attributes(const ort::Api& api, const ort::KernelI
   return {attention, read_head_change_attributes(api, info, kPagedAttentionSchema), softcap};
 }
 
+constexpr int kSharesOfThread = 16;  // an item may keep one thread busy for this part of what all have to do, unsplit
+
+int hardware_threads() {
+  static const int threads = static_cast<int>(std::min(kMostThreads, size_t{std::max(1u, std::thread::hardware_concurrency())}));
+  return threads;
+}
+
 struct PagedAttentionKernel {
   static const OpSchema& schema() { return kPagedAttentionSchema; }
 
@@ -72,14 +81,22 @@ struct PagedAttentionKernel {
     AttentionProblem& problem = call.problem;
     read_inputs(api, context, attributes, call);
     problem.output = make_output(api, context, {problem.num_tokens, static_cast<int64_t>(problem.num_heads) * problem.head_size});
-    const auto scatter = call.half_cache ? kernels.scatter_half : kernels.scatter_float;
-    const auto attend = call.half_cache ? kernels.attend_half : kernels.attend_float;
+    const auto [scatter, attend] = call.cache_type == ort::kFloat     ? kernels.float_cache
+                                   : call.cache_type == ort::kFloat16 ? kernels.half_cache
+                                                                      : kernels.int8_cache;
     const size_t heads = static_cast<size_t>(problem.kv_num_heads);
     const size_t chunks = (static_cast<size_t>(problem.num_tokens) + kStrip - 1) / kStrip;
     parallel_for(api, context, chunks * heads,
                  [&](size_t i) { scatter(problem, static_cast<int64_t>(i / heads), static_cast<int>(i % heads)); });
-    const std::vector<WorkItem> items = plan_work(problem);
-    parallel_for(api, context, items.size(), [&](size_t i) { attend(problem, items[i]); });
+    WorkPlan plan = plan_work(problem, kSharesOfThread * hardware_threads());
+    parallel_for(api, context, plan.items.size(), [&](size_t i) {
+      const WorkItem& item = plan.items[i];
+      attend(problem, item);
+      if (item.split < 0) return;
+      SplitAttention& split = plan.splits[static_cast<size_t>(item.split)];
+      // Whoever finishes last sees what the others wrote.
+      if (split.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) kernels.combine_parts(problem, split.whole, split.parts);
+    });
   }
 
   const ort::Api& api;

@@ -1,10 +1,14 @@
 #include "work_plan.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace fastserve {
+namespace {
 
-std::vector<WorkItem> plan_work(const AttentionProblem& problem) {
+int64_t spans_end(int64_t positions) { return (positions + kSpan - 1) / kSpan; }
+
+std::vector<WorkItem> cut(const AttentionProblem& problem) {
   const int group = problem.num_heads / problem.kv_num_heads;  // query heads that share a key/value head
   const int heads_at_once = std::min(group, kMaxRows);
   const int queries_at_once = kMaxRows / heads_at_once;
@@ -12,19 +16,80 @@ std::vector<WorkItem> plan_work(const AttentionProblem& problem) {
   for (int64_t s = 0; s < problem.num_seqs; ++s) {
     const int32_t tokens = problem.cumulative_sequence_length[s + 1] - problem.cumulative_sequence_length[s];
     for (int32_t first = 0; first < tokens; first += queries_at_once) {
-      const int32_t queries = std::min<int32_t>(queries_at_once, tokens - first);
-      const int64_t context = static_cast<int64_t>(problem.past_seqlens[s]) + first + queries;
+      WorkItem item{};
+      item.sequence = static_cast<int32_t>(s);
+      item.first_query = first;
+      item.num_queries = std::min<int32_t>(queries_at_once, tokens - first);
+      item.split = -1;
+      const int64_t position = static_cast<int64_t>(problem.past_seqlens[s]) + first;
+      const int64_t seen = std::min(position + item.num_queries, problem.window + item.num_queries);
+      item.first_span = std::max<int64_t>(0, position - problem.window + 1) / kSpan;
+      item.last_span = spans_end(position + item.num_queries);
       for (int head = 0; head < group; head += heads_at_once) {
-        const int heads = std::min(heads_at_once, group - head);
-        const int64_t cost = std::min(context, problem.window + queries) * (queries * heads + 2);  // + 2: reading the cache
-        for (int kv_head = 0; kv_head < problem.kv_num_heads; ++kv_head) {
-          items.push_back({static_cast<int32_t>(s), kv_head, kv_head * group + head, heads, first, queries, cost});
+        item.num_heads = std::min(heads_at_once, group - head);
+        item.cost = seen * (item.num_queries * item.num_heads + 2);  // + 2: reading the cache
+        for (item.kv_head = 0; item.kv_head < problem.kv_num_heads; ++item.kv_head) {
+          item.first_head = item.kv_head * group + head;
+          items.push_back(item);
         }
       }
     }
   }
-  std::stable_sort(items.begin(), items.end(), [](const WorkItem& a, const WorkItem& b) { return a.cost > b.cost; });
   return items;
+}
+
+// At least this many floats, unset; the calling thread's, until its next call.
+float* partial_results(size_t size) {
+  thread_local std::unique_ptr<float[]> memory;
+  thread_local size_t capacity = 0;
+  if (size > capacity) {
+    memory.reset(new float[size]);
+    capacity = size;
+  }
+  return memory.get();
+}
+
+size_t floats_of_parts(const AttentionProblem& problem, const WorkItem& item) {
+  return static_cast<size_t>(item.last_span - item.first_span) * item.num_queries * item.num_heads * problem.partial_stride;
+}
+
+// Puts one item for each span of the split attention into the plan.
+void add_parts(const AttentionProblem& problem, const WorkItem& whole, float* parts, WorkPlan& plan) {
+  const size_t floats = floats_of_parts(problem, whole);
+  const int64_t spans = whole.last_span - whole.first_span;
+  for (int64_t span = 0; span < spans; ++span) {
+    WorkItem part = whole;
+    part.first_span = whole.first_span + span;
+    part.last_span = part.first_span + 1;
+    part.split = static_cast<int32_t>(plan.splits.size());
+    part.partial = parts + static_cast<size_t>(span) * (floats / static_cast<size_t>(spans));
+    part.cost = whole.cost / spans;
+    plan.items.push_back(part);
+  }
+  plan.splits.emplace_back(whole, parts);
+}
+
+}  // namespace
+
+WorkPlan plan_work(const AttentionProblem& problem, int shares) {
+  const std::vector<WorkItem> items = cut(problem);
+  int64_t total = 0;
+  for (const WorkItem& item : items) total += item.cost;
+  const auto is_split = [&](const WorkItem& item) { return item.last_span - item.first_span > 1 && item.cost > total / shares; };
+  size_t floats = 0;
+  for (const WorkItem& item : items) floats += is_split(item) ? floats_of_parts(problem, item) : 0;
+  float* parts = partial_results(floats);
+  WorkPlan plan;
+  for (const WorkItem& item : items) {
+    if (is_split(item)) {
+      add_parts(problem, item, parts, plan);
+      parts += floats_of_parts(problem, item);
+    } else {
+      plan.items.push_back(item);
+    }
+  }
+  std::stable_sort(plan.items.begin(), plan.items.end(), [](const WorkItem& a, const WorkItem& b) { return a.cost > b.cost; });
+  return plan;
 }
 
 }  // namespace fastserve

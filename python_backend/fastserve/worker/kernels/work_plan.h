@@ -1,14 +1,32 @@
 // How the attention of a packed batch is cut into independent work items.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
+#include <deque>
 #include <vector>
 
 #include "attention_problem.h"
 
 namespace fastserve {
 
-// Items cover every (query, head) exactly once, most expensive first, so that handing them out in order balances a long
-// prefill against many decodes. The cut never changes a result (see isa/attend.inl).
-std::vector<WorkItem> plan_work(const AttentionProblem& problem);
+// An attention whose spans are items of their own.
+struct SplitAttention {
+  WorkItem whole;
+  float* parts;                // [spans][rows][partial_stride]
+  std::atomic<int64_t> unfinished;  // parts
+
+  SplitAttention(const WorkItem& item, float* where) : whole(item), parts(where), unfinished(item.last_span - item.first_span) {}
+};
+
+struct WorkPlan {
+  std::vector<WorkItem> items;         // most expensive first, so that handing them out in order balances
+  std::deque<SplitAttention> splits;
+};
+
+// Covers every (query, head) exactly once. What costs more than a fair share of the whole for one of `shares` takers, and spans
+// more than kSpan positions, is split. Neither the cut nor the split changes a result (see isa/attend.inl). The partial results
+// live in memory of the calling thread, until its next plan.
+WorkPlan plan_work(const AttentionProblem& problem, int shares);
 
 }  // namespace fastserve

@@ -1,139 +1,155 @@
 // Attention of one work item over the paged cache. Included inside a translation unit's own namespace.
 //
 // Online softmax (Milakov & Gimelshein, 2018) over tiles of keys and values, as in FlashAttention (Dao et al., 2022), on
-// blocks found through a block table (PagedAttention, Kwon et al., 2023):
+// blocks found through a block table (PagedAttention, Kwon et al., 2023). The tiles of a span are summed up from nothing and
+// then combined with the spans before it, so that the spans of a long context can be computed by several threads:
 //
-//   positions   0 ........ 63 | 64 ....... 127 | 128 ...        tiles are aligned to absolute positions
-//   row p       m, l, o       -> rescale, add   -> ...            m: largest score, l: sum of weights, o: weighted values
+//   positions   0 ........ 63 | 64 ....... 127 | ...  511 | 512 ...      tiles and spans are aligned to absolute positions
+//   row p       m, l, o       -> rescale, add   -> ...     | m, l, o ->  m: largest score, l: sum of weights, o: weighted values
+//                                         span 0 ----------+-- combine, in order --> result
 //
-// A row's result is a function of its query, its position and the visible cache content only: tiles do not move with the
-// chunk, tokens a row does not see are never added, and every sum runs in one fixed order (see micro_kernels.inl).
+// A row's result is a function of its query, its position and the visible cache content only: tiles and spans do not move
+// with the chunk, tokens a row does not see are never added, and every sum runs in one fixed order (see micro_kernels.inl),
+// whichever thread computes which span.
+
+// What a row has so far.
+struct Sums {
+  float* output;  // weighted values
+  float largest;  // score
+  float total;    // of weights
+};
 
 struct Scratch {
   alignas(64) float query[kMaxRows * kRowStride];   // scaled
-  alignas(64) float output[kMaxRows * kRowStride];  // sum of weights * values so far
+  alignas(64) float output[kMaxRows * kRowStride];  // of the span at hand
+  alignas(64) float before[kMaxRows * kRowStride];  // of the spans before it
   alignas(64) float scores[kRowsOfMicroKernel * kScoreStride];
-  float largest[kMaxRows];
-  float total[kMaxRows];
+  Sums span[kMaxRows];
+  Sums sums[kMaxRows];
 };
-
-template <class Element>
-struct Tile {
-  int64_t first_position;
-  const Element* keys[kTile / kStrip];  // each [head_size] rows of 16 tokens, block_size apart
-  Values<Element> values;
-};
-
-struct Visible {
-  int64_t first;
-  int64_t last;  // exclusive
-};
-
-// Cache positions that row `row` of the item sees.
-static inline Visible visible_to(const AttentionProblem& problem, const WorkItem& item, int row) {
-  const int64_t position = static_cast<int64_t>(problem.past_seqlens[item.sequence]) + item.first_query + row / item.num_heads;
-  return {larger(int64_t{0}, position - problem.window + 1), position + 1};
-}
 
 // The query token (row of the packed tensors) behind a row of the item.
 static inline size_t token_of(const AttentionProblem& problem, const WorkItem& item, int row) {
   return static_cast<size_t>(problem.cumulative_sequence_length[item.sequence]) + item.first_query + row / item.num_heads;
 }
 
+static inline size_t head_of(const WorkItem& item, int row) { return static_cast<size_t>(item.first_head + row % item.num_heads); }
+
+static inline void clear(Sums& sums, int head_size) {
+  for (int d = 0; d < head_size; d += kWidth) store(sums.output + d, zero());
+  sums.largest = -__builtin_inff();
+  sums.total = 0.0f;
+}
+
+// Nothing, or the head's sink, which is one more score that has no value.
+static inline void start(const AttentionProblem& problem, const WorkItem& item, int row, Sums& sums) {
+  clear(sums, problem.head_size);
+  if (problem.head_sink == nullptr) return;
+  sums.largest = problem.head_sink[head_of(item, row)];
+  sums.total = 1.0f;
+}
+
+// Adds the sums of one span to those of the spans before it. A span of which the row sees nothing changes nothing.
+static inline void combine(const Sums& span, int head_size, Sums& sums) {
+  if (span.total == 0.0f) return;
+  const float largest = span.largest > sums.largest ? span.largest : sums.largest;
+  const float old_factor = exponential(sums.largest - largest);
+  const float new_factor = exponential(span.largest - largest);
+  const Vec factor = broadcast(old_factor);
+  const Vec span_factor = broadcast(new_factor);
+  for (int d = 0; d < head_size; d += kWidth) {
+    store(sums.output + d, multiply_add(load(span.output + d), span_factor, multiply(load(sums.output + d), factor)));
+  }
+  sums.total = sums.total * old_factor + span.total * new_factor;
+  sums.largest = largest;
+}
+
+static inline void finish(const AttentionProblem& problem, const WorkItem& item, int row, const Sums& sums) {
+  float* output = problem.output + (token_of(problem, item, row) * problem.num_heads + head_of(item, row)) * problem.head_size;
+  for (int d = 0; d < problem.head_size; ++d) output[d] = sums.output[d] / sums.total;
+}
+
 static void start_rows(const AttentionProblem& problem, const WorkItem& item, Scratch& scratch) {
   const int rows = item.num_queries * item.num_heads;
   for (int row = 0; row < rows; ++row) {
     const size_t token = token_of(problem, item, row);
-    const size_t head = static_cast<size_t>(item.first_head + row % item.num_heads);
     float* scaled = scratch.query + row * kRowStride;
-    float* output = scratch.output + row * kRowStride;
-    change_row(problem.query_change, problem.query + token * problem.query_stride + head * problem.head_size, problem.head_size,
-               problem.positions[token], scaled);
+    change_row(problem.query_change, problem.query + token * problem.query_stride + head_of(item, row) * problem.head_size,
+               problem.head_size, problem.positions[token], scaled);
     for (int d = 0; d < problem.head_size; ++d) scaled[d] *= problem.scale;
-    for (int d = 0; d < problem.head_size + kStrip / 2; ++d) output[d] = 0.0f;
-    // A sink is one more logit that has no value.
-    scratch.largest[row] =
-        problem.head_sink != nullptr ? problem.head_sink[item.first_head + row % item.num_heads] : -__builtin_inff();
-    scratch.total[row] = problem.head_sink != nullptr ? 1.0f : 0.0f;
+    scratch.span[row].output = scratch.output + row * kRowStride;
+    clear(scratch.span[row], problem.head_size);
+    scratch.sums[row].output = scratch.before + row * kRowStride;
+    start(problem, item, row, scratch.sums[row]);
   }
 }
 
-static void finish_rows(const AttentionProblem& problem, const WorkItem& item, const Scratch& scratch) {
+// At the end of a span: its sums go to the others, or to where the parts of a split attention are collected.
+static void close_span(const AttentionProblem& problem, const WorkItem& item, Scratch& scratch) {
   const int rows = item.num_queries * item.num_heads;
   for (int row = 0; row < rows; ++row) {
-    const float* sums = scratch.output + row * kRowStride;
-    const size_t head = static_cast<size_t>(item.first_head + row % item.num_heads);
-    float* output = problem.output + (token_of(problem, item, row) * problem.num_heads + head) * problem.head_size;
-    for (int d = 0; d < problem.head_size; ++d) output[d] = sums[d] / scratch.total[row];
+    Sums& span = scratch.span[row];
+    if (item.partial == nullptr) {
+      combine(span, problem.head_size, scratch.sums[row]);
+    } else {
+      float* partial = item.partial + row * problem.partial_stride;
+      for (int d = 0; d < problem.head_size; d += kWidth) store(partial + d, load(span.output + d));
+      partial[problem.partial_stride - 2] = span.largest;
+      partial[problem.partial_stride - 1] = span.total;
+    }
+    clear(span, problem.head_size);
   }
 }
 
-// Finds the strips of the tile that hold positions in [visible.first, visible.last); other pointers stay unset.
+// The scales of kWidth tokens of a tile.
+static inline Vec load_scales(const float* const* strips, int vector) {
+  return load(strips[vector * kWidth / kStrip] + vector * kWidth % kStrip);
+}
+
+// Turns a row's scores of tokens of the tile into weights, and rescales what the row has so far.
 template <class Element>
-static inline void locate(const AttentionProblem& problem, const WorkItem& item, Visible visible, Tile<Element>& tile) {
-  const int32_t* blocks = problem.block_table + item.sequence * problem.max_blocks;
-  const size_t head_elements = static_cast<size_t>(problem.head_size) * problem.block_size;
-  for (int s = 0; s < kTile / kStrip; ++s) {
-    const int64_t position = tile.first_position + s * kStrip;
-    if (position + kStrip <= visible.first || position >= visible.last) continue;
-    const size_t head = static_cast<size_t>(blocks[position / problem.block_size]) * problem.kv_num_heads + item.kv_head;
-    const size_t offset = static_cast<size_t>(position % problem.block_size);
-    tile.keys[s] = static_cast<const Element*>(problem.key_cache) + head * head_elements + offset;
-    tile.values.strips[s] = static_cast<const Element*>(problem.value_cache) + head * head_elements + offset * problem.head_size;
-  }
-}
-
-// Asks for the strips of a tile ahead of use: a block of one head is often just one memory page, where the processor's own
-// prefetching ends.
-template <class Element>
-static inline void prefetch(const AttentionProblem& problem, Visible visible, const Tile<Element>& tile) {
-  constexpr int kLine = 64 / sizeof(Element);
-  for (int s = 0; s < kTile / kStrip; ++s) {
-    const int64_t position = tile.first_position + s * kStrip;
-    if (position + kStrip <= visible.first || position >= visible.last) continue;
-    for (int d = 0; d < problem.head_size; ++d) __builtin_prefetch(tile.keys[s] + static_cast<size_t>(d) * problem.block_size);
-    for (int i = 0; i < kStrip * problem.head_size; i += kLine) __builtin_prefetch(tile.values.strips[s] + i);
-  }
-}
-
-// Turns a row's scores of tokens [first, last) of the tile into weights, and rescales what the row has so far.
-static inline void soften(const AttentionProblem& problem, int first, int last, float* scores, float* output, float& largest,
-                          float& total) {
-  const int first_vector = first / kWidth;
-  const int last_vector = (last + kWidth - 1) / kWidth;
+static inline void soften(const AttentionProblem& problem, const Tile<Element>& tile, Span tokens, float* scores, Sums& sums) {
+  const int first_vector = tokens.first / kWidth;
+  const int last_vector = (tokens.last + kWidth - 1) / kWidth;
+  const bool cut = tokens.first % kWidth != 0 || tokens.last % kWidth != 0;
   const Vec nothing = broadcast(-__builtin_inff());
   Vec peaks = nothing;
   for (int v = first_vector; v < last_vector; ++v) {
     Vec x = load(scores + v * kWidth);
+    if constexpr (kHasScales<Element>) x = multiply(x, load_scales(tile.key_scales, v));
     if (problem.softcap != 0.0f) {
       const Vec cap = broadcast(problem.softcap);
       x = multiply(cap, hyperbolic_tangent(divide(x, cap)));
     }
-    x = keep_lanes(x, first - v * kWidth, last - v * kWidth, nothing);
+    if (cut) x = keep_lanes(x, tokens.first - v * kWidth, tokens.last - v * kWidth, nothing);
     store(scores + v * kWidth, x);
     peaks = maximum(peaks, x);
   }
   const float peak = largest_lane(peaks);
-  const float new_largest = peak > largest ? peak : largest;
-  Vec sums = zero();
+  const float largest = peak > sums.largest ? peak : sums.largest;
+  Vec weights_sum = zero();
   for (int v = first_vector; v < last_vector; ++v) {
-    const Vec weights = exponential(subtract(load(scores + v * kWidth), broadcast(new_largest)));  // 0 where masked
-    store(scores + v * kWidth, weights);
-    sums = add(sums, weights);
+    const Vec weights = exponential(subtract(load(scores + v * kWidth), broadcast(largest)));  // 0 where masked
+    weights_sum = add(weights_sum, weights);
+    if constexpr (kHasScales<Element>) {
+      store(scores + v * kWidth, multiply(weights, load_scales(tile.value_scales, v)));
+    } else {
+      store(scores + v * kWidth, weights);
+    }
   }
-  const float rescale = new_largest == largest ? 1.0f : exponential(largest - new_largest);
-  total = total * rescale + sum_lanes(sums);
-  largest = new_largest;
+  const float rescale = largest == sums.largest ? 1.0f : exponential(sums.largest - largest);
+  sums.total = sums.total * rescale + sum_lanes(weights_sum);
+  sums.largest = largest;
   if (rescale != 1.0f) {
     const Vec factor = broadcast(rescale);
-    for (int d = 0; d < problem.head_size; d += kWidth) store(output + d, multiply(load(output + d), factor));
+    for (int d = 0; d < problem.head_size; d += kWidth) store(sums.output + d, multiply(load(sums.output + d), factor));
   }
 }
 
 // Rows [row, row + Rows) of the item against one tile. Positions rise with the row, and so do both ends of what it sees.
-template <int Rows, class Element>
+template <int Rows, class Element, class ValuesFirst, class KeysFirst>
 static inline void attend_tile(const AttentionProblem& problem, const WorkItem& item, const Tile<Element>& tile, int row,
-                               Scratch& scratch) {
+                               Scratch& scratch, const ValuesFirst& values_ahead, const KeysFirst& keys_ahead) {
   int first[Rows];
   int last[Rows];
   for (int r = 0; r < Rows; ++r) {
@@ -143,23 +159,20 @@ static inline void attend_tile(const AttentionProblem& problem, const WorkItem& 
   }
   if (first[0] >= last[Rows - 1]) return;
   float* scores = scratch.scores;
-  float* output = scratch.output + row * kRowStride;
   const Matrix queries{scratch.query + row * kRowStride, kRowStride, problem.head_size};
-  score_range<Rows, kStripsAtOnce<Rows>>(queries, tile.keys, first[0] / kStrip, (last[Rows - 1] + kStrip - 1) / kStrip,
-                                         problem.block_size, scores);
+  score_range<Rows, kStripsAtOnce<Rows>>(queries, Strips16<Element>{tile.keys, problem.block_size}, first[0] / kStrip,
+                                         (last[Rows - 1] + kStrip - 1) / kStrip, scores, values_ahead);
   for (int r = 0; r < Rows; ++r) {
-    if (first[r] >= last[r]) continue;
-    soften(problem, first[r], last[r], scores + r * kScoreStride, output + r * kRowStride, scratch.largest[row + r],
-           scratch.total[row + r]);
+    if (first[r] < last[r]) soften(problem, tile, {first[r], last[r]}, scores + r * kScoreStride, scratch.span[row + r]);
   }
-  add_seen_values<RowMajor, Rows>(scores, tile.values, first, last, output);
+  add_seen_values<RowMajor, Rows>(scores, tile.values, first, last, scratch.output + row * kRowStride, keys_ahead);
 }
 
 template <class Element>
 static void attend(const AttentionProblem& problem, const WorkItem& item) {
   Scratch scratch;
   const int rows = item.num_queries * item.num_heads;
-  const Visible visible{visible_to(problem, item, 0).first, visible_to(problem, item, rows - 1).last};
+  const Visible visible = visible_to_item(problem, item);
   start_rows(problem, item, scratch);
   Tile<Element> tile{};
   Tile<Element> next{};
@@ -171,8 +184,32 @@ static void attend(const AttentionProblem& problem, const WorkItem& item) {
     tile = next;
     next.first_position += kTile;
     locate(problem, item, visible, next);
-    if (rows <= kRowsOfMicroKernel) prefetch(problem, visible, next);
-    for_row_groups(rows, [&](auto count, int row) { attend_tile<count.value>(problem, item, tile, row, scratch); });
+    const ValuesAhead<Element> values_ahead{tile};
+    const KeysAhead<Element> keys_ahead{next, problem.head_size, problem.block_size};
+    for_row_groups(rows, [&](auto count, int row) {
+      if (row == 0) {
+        attend_tile<count.value>(problem, item, tile, row, scratch, values_ahead, keys_ahead);
+      } else {
+        attend_tile<count.value>(problem, item, tile, row, scratch, NothingAhead{}, NothingAhead{});
+      }
+    });
+    if (next.first_position % kSpan == 0 || next.first_position >= visible.last) close_span(problem, item, scratch);
   }
-  finish_rows(problem, item, scratch);
+  if (item.partial != nullptr) return;
+  for (int row = 0; row < rows; ++row) finish(problem, item, row, scratch.sums[row]);
+}
+
+// The parts of a split attention, [num_spans][rows][partial_stride], in order.
+static void combine_parts(const AttentionProblem& problem, const WorkItem& item, const float* parts) {
+  const int rows = item.num_queries * item.num_heads;
+  alignas(64) float output[kRowStride];
+  for (int row = 0; row < rows; ++row) {
+    Sums sums{output, 0.0f, 0.0f};
+    start(problem, item, row, sums);
+    for (int64_t span = 0; span < item.last_span - item.first_span; ++span) {
+      float* part = const_cast<float*>(parts) + static_cast<size_t>(span * rows + row) * problem.partial_stride;
+      combine({part, part[problem.partial_stride - 2], part[problem.partial_stride - 1]}, problem.head_size, sums);
+    }
+    finish(problem, item, row, sums);
+  }
 }

@@ -65,7 +65,8 @@ static void score_keys(const PackedItem& item, const PackedTile& tile, PackedScr
   for_row_groups(tile.count, [&](auto count, int row) {
     constexpr int kRows = count.value;
     const Matrix keys{tile.keys.rows + row * tile.keys.stride, tile.keys.stride, tile.keys.size};
-    score_range<kRows, kStripsAtOnce<kRows>>(keys, strips, 0, num_strips, kStrip, scratch.scores + row * kScoreStride);
+    score_range<kRows, kStripsAtOnce<kRows>>(keys, Strips16<float>{strips, kStrip}, 0, num_strips,
+                                             scratch.scores + row * kScoreStride, NothingAhead{});
   });
 }
 
@@ -123,7 +124,8 @@ static void add_outputs(const PackedProblem& problem, const PackedItem& item, co
       first[r] = static_cast<int>(smaller(int64_t{tile.count}, larger(int64_t{0}, offset - problem.window)));
       last[r] = static_cast<int>(larger(int64_t{0}, smaller(int64_t{tile.count}, offset + problem.window + 1)));
     }
-    add_seen_values<TokenMajor, kRows>(scratch.scores + row, tile.values, first, last, scratch.output + row * kRowStride);
+    add_seen_values<TokenMajor, kRows>(scratch.scores + row, tile.values, first, last, scratch.output + row * kRowStride,
+                                         NothingAhead{});
   });
 }
 

@@ -3,20 +3,32 @@
 
 #include "../attention_problem.h"
 #include "../packed_attention_problem.h"
+#include "../sampling_problem.h"
 
 namespace fastserve {
+
+// Those that know the element type of the caches.
+struct CacheKernels {
+  // Writes the keys and values of tokens [16 * chunk, 16 * chunk + 16) of one head into the caches.
+  void (*scatter)(const AttentionProblem& problem, int64_t chunk, int kv_head);
+  // Computes the output rows of a work item, reading keys and values from the caches only.
+  void (*attend)(const AttentionProblem& problem, const WorkItem& item);
+};
 
 // One instruction set's kernels. Work items are independent and may run on any thread at the same time.
 struct Kernels {
   const char* name;
-  // Writes the keys and values of tokens [16 * chunk, 16 * chunk + 16) of one head into the caches.
-  void (*scatter_float)(const AttentionProblem& problem, int64_t chunk, int kv_head);
-  void (*scatter_half)(const AttentionProblem& problem, int64_t chunk, int kv_head);
-  // Computes the output rows of a work item, reading keys and values from the caches only.
-  void (*attend_float)(const AttentionProblem& problem, const WorkItem& item);
-  void (*attend_half)(const AttentionProblem& problem, const WorkItem& item);
+  CacheKernels float_cache;
+  CacheKernels half_cache;
+  CacheKernels int8_cache;
+  // Computes the output rows of an item (the whole, not a part) from the results of its parts.
+  void (*combine_parts)(const AttentionProblem& problem, const WorkItem& item, const float* parts);
   // Computes the output rows of a work item of packed sequences.
   void (*attend_packed)(const PackedProblem& problem, const PackedItem& item);
+  // The largest value of each kSampleBlock of a row of logits; NaN where one of them is.
+  void (*block_maxima)(const float* values, int64_t count, float* maxima);
+  // Weights of a softmax that is not yet divided by their sum, which it returns; sums: of each kSampleBlock.
+  double (*weigh)(const float* values, int64_t count, const SampleScale& scale, double* weights, double* sums);
 };
 
 extern const Kernels kGenericKernels;

@@ -19,14 +19,18 @@ namespace {
 #include "vector_math.inl"
 #include "micro_kernels.inl"
 #include "head_row.inl"
+#include "tiles.inl"
 #include "scatter.inl"
 #include "attend.inl"
 #include "attend_packed.inl"
+#include "sampling.inl"
 
 }  // namespace
 
 extern const Kernels kGenericKernels = {
-    "generic", scatter<float>, scatter<uint16_t>, attend<float>, attend<uint16_t>, attend_packed,
+    "generic",
+    {scatter<float>, attend<float>}, {scatter<uint16_t>, attend<uint16_t>}, {scatter<int8_t>, attend<int8_t>},
+    combine_parts, attend_packed, block_maxima, weigh,
 };
 
 }  // namespace fastserve

@@ -79,6 +79,12 @@ static inline void add_products(Vec (&sums)[Rows][Columns], const Factor& factor
   }
 }
 
+// What a product asks for while it runs, so that what comes next is in the cache by then: called with the strip at hand and
+// the dimension (of keys) or the token in the strip (of values). This one asks for nothing.
+struct NothingAhead {
+  void operator()(int, int) const {}
+};
+
 // Rows of `size` floats, `stride` apart.
 struct Matrix {
   const float* rows;
@@ -86,10 +92,18 @@ struct Matrix {
   int size;
 };
 
-// scores[row][16 * s + t] = left row . column t of strip s, for Strips neighbouring strips of `size` rows of 16 columns,
-// which are strip_stride apart. Left and right are queries and keys, or the other way round.
-template <int Rows, int Strips, class Element>
-static inline void score_strips(const Matrix& left, const Element* const* right_strips, int strip_stride, float* scores) {
+// The right side of a product: strips of 16 columns, each [size] rows of 16 that are `stride` apart.
+template <class Element>
+struct Strips16 {
+  const Element* const* strips;
+  int stride;
+};
+
+// scores[row][16 * s + t] = left row . column t of strip s, for Strips neighbouring strips from `first` on. Left and right are
+// queries and keys, or the other way round.
+template <int Rows, int Strips, class Element, class Ahead>
+static inline void score_strips(const Matrix& left, const Strips16<Element>& right, int first, float* scores,
+                                const Ahead& ahead) {
   constexpr int kColumns = Strips * kVectorsInStrip;
   Vec sums[Rows][kColumns];
 #pragma GCC unroll 8
@@ -99,9 +113,11 @@ static inline void score_strips(const Matrix& left, const Element* const* right_
   }
   const Element* columns[Strips];
 #pragma GCC unroll 4
-  for (int s = 0; s < Strips; ++s) columns[s] = right_strips[s];
+  for (int s = 0; s < Strips; ++s) columns[s] = right.strips[first + s];
   size_t offset = 0;
-  for (int d = 0; d < left.size; ++d, offset += static_cast<size_t>(strip_stride)) {
+  for (int d = 0; d < left.size; ++d, offset += static_cast<size_t>(right.stride)) {
+#pragma GCC unroll 4
+    for (int s = 0; s < Strips; ++s) ahead(first + s, d);
     const auto factor = [&](int r) { return broadcast(left.rows[r * left.stride + d]); };
     add_products<Rows, kColumns>(
         sums, factor, [&](int c) { return load(columns[c / kVectorsInStrip] + offset + (c % kVectorsInStrip) * kWidth); });
@@ -109,19 +125,23 @@ static inline void score_strips(const Matrix& left, const Element* const* right_
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
-    for (int c = 0; c < kColumns; ++c) store(scores + r * kScoreStride + c * kWidth, sums[r][c]);
+    for (int c = 0; c < kColumns; ++c) store(scores + r * kScoreStride + first * kStrip + c * kWidth, sums[r][c]);
   }
 }
 
 // Scores of strips [first, last).
-template <int Rows, int Strips, class Element>
-static inline void score_range(const Matrix& left, const Element* const* right_strips, int first, int last, int strip_stride,
-                               float* scores) {
-  for (; first + Strips <= last; first += Strips) {
-    score_strips<Rows, Strips>(left, right_strips + first, strip_stride, scores + first * kStrip);
-  }
-  if constexpr (Strips > 1) score_range<Rows, Strips / 2>(left, right_strips, first, last, strip_stride, scores);
+template <int Rows, int Strips, class Element, class Ahead>
+static inline void score_range(const Matrix& left, const Strips16<Element>& right, int first, int last, float* scores,
+                               const Ahead& ahead) {
+  for (; first + Strips <= last; first += Strips) score_strips<Rows, Strips>(left, right, first, scores, ahead);
+  if constexpr (Strips > 1) score_range<Rows, Strips / 2>(left, right, first, last, scores, ahead);
 }
+
+// Tokens [first, last) of a tile.
+struct Span {
+  int first;
+  int last;
+};
 
 // The values of a tile: strips of 16 tokens, each token's `size` values `stride` after the last one's.
 template <class Element>
@@ -140,21 +160,22 @@ static inline Vec load_part(const Element* p) {
   }
 }
 
-// output[row][c] += sum over tokens [first, last) of the tile of weights[row][token] * value[token][column + c], for Vectors
-// vectors of columns. FirstHalf: the (only) vector has 8 of 16 lanes.
-template <class Layout, int Rows, int Vectors, bool FirstHalf, class Element>
-static inline void add_columns(const float* weights, const Values<Element>& values, int first, int last, int column,
-                               float* output) {
+// output[row][c] += sum over tokens of the tile of weights[row][token] * value[token][column + c], for Vectors vectors of
+// columns. FirstHalf: the (only) vector has 8 of 16 lanes.
+template <class Layout, int Rows, int Vectors, bool FirstHalf, class Element, class Ahead>
+static inline void add_columns(const float* weights, const Values<Element>& values, Span tokens, int column, float* output,
+                               const Ahead& ahead) {
   Vec sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 16
     for (int c = 0; c < Vectors; ++c) sums[r][c] = load(output + r * kRowStride + c * kWidth);
   }
-  for (int token = first; token < last;) {
-    const int stop = smaller((token / kStrip + 1) * kStrip, last);
+  for (int token = tokens.first; token < tokens.last;) {
+    const int stop = smaller((token / kStrip + 1) * kStrip, tokens.last);
     const Element* row = values.strips[token / kStrip] + static_cast<size_t>(token % kStrip) * values.stride + column;
     for (; token < stop; ++token, row += values.stride) {
+      ahead(token / kStrip, token % kStrip);
       const auto factor = [&](int r) { return broadcast(weights[r * Layout::kRow + token * Layout::kToken]); };
       add_products<Rows, Vectors>(sums, factor, [&](int c) { return load_part<FirstHalf>(row + c * kWidth); });
     }
@@ -168,37 +189,50 @@ static inline void add_columns(const float* weights, const Values<Element>& valu
 
 // add_columns over columns [column, values.size). Scratch rows are padded, value rows are not: hence the half vector.
 template <class Layout, int Rows, int Vectors, class Element>
-static inline void add_values(const float* weights, const Values<Element>& values, int first, int last, int column,
-                              float* output) {
+static inline void add_values(const float* weights, const Values<Element>& values, Span tokens, int column, float* output) {
+  const NothingAhead nothing;
   for (; column + Vectors * kWidth <= values.size; column += Vectors * kWidth) {
-    add_columns<Layout, Rows, Vectors, false>(weights, values, first, last, column, output + column);
+    add_columns<Layout, Rows, Vectors, false>(weights, values, tokens, column, output + column, nothing);
   }
   if constexpr (Vectors > 1) {
-    add_values<Layout, Rows, Vectors / 2>(weights, values, first, last, column, output);
+    add_values<Layout, Rows, Vectors / 2>(weights, values, tokens, column, output);
   } else if constexpr (kWidth == 16) {
-    if (column < values.size) add_columns<Layout, Rows, 1, true>(weights, values, first, last, column, output + column);
+    if (column < values.size) add_columns<Layout, Rows, 1, true>(weights, values, tokens, column, output + column, nothing);
   }
 }
 
+// add_values over all columns; the first of them ask ahead.
+template <class Layout, int Rows, class Element, class Ahead>
+static inline void add_all_values(const float* weights, const Values<Element>& values, Span tokens, float* output,
+                                  const Ahead& ahead) {
+  constexpr int kVectors = kVectorsAtOnce<Rows>;
+  int column = 0;
+  if (values.size >= kVectors * kWidth) {
+    add_columns<Layout, Rows, kVectors, false>(weights, values, tokens, 0, output, ahead);
+    column = kVectors * kWidth;
+  }
+  add_values<Layout, Rows, kVectors>(weights, values, tokens, column, output);
+}
+
 template <class Layout, class Element>
-static inline void add_values_to_row(const float* weights, const Values<Element>& values, int first, int last, float* output) {
-  if (first < last) add_values<Layout, 1, kVectorsAtOnce<1>>(weights, values, first, last, 0, output);
+static inline void add_values_to_row(const float* weights, const Values<Element>& values, Span tokens, float* output) {
+  if (tokens.first < tokens.last) add_values<Layout, 1, kVectorsAtOnce<1>>(weights, values, tokens, 0, output);
 }
 
 // output[row] += the weighted values of tokens [first[row], last[row]) of the tile. Both rise with the row.
 // Tokens that all rows see go together; what only some see, before and after those, goes row by row, still in order.
-template <class Layout, int Rows, class Element>
+template <class Layout, int Rows, class Element, class Ahead>
 static inline void add_seen_values(const float* weights, const Values<Element>& values, const int* first, const int* last,
-                                   float* output) {
+                                   float* output, const Ahead& ahead) {
   const bool shared = first[Rows - 1] < last[0];
   const int shared_first = shared ? first[Rows - 1] : kTile;
   const int shared_last = shared ? last[0] : kTile;
   for (int r = 0; r < Rows; ++r) {
-    add_values_to_row<Layout>(weights + r * Layout::kRow, values, first[r], smaller(last[r], shared_first),
-                              output + r * kRowStride);
+    const Span before{first[r], smaller(last[r], shared_first)};
+    add_values_to_row<Layout>(weights + r * Layout::kRow, values, before, output + r * kRowStride);
   }
-  if (shared) add_values<Layout, Rows, kVectorsAtOnce<Rows>>(weights, values, shared_first, shared_last, 0, output);
+  if (shared) add_all_values<Layout, Rows>(weights, values, {shared_first, shared_last}, output, ahead);
   for (int r = 0; r < Rows; ++r) {
-    add_values_to_row<Layout>(weights + r * Layout::kRow, values, shared_last, last[r], output + r * kRowStride);
+    add_values_to_row<Layout>(weights + r * Layout::kRow, values, {shared_last, last[r]}, output + r * kRowStride);
   }
 }

@@ -1,5 +1,6 @@
-// Writing new keys and values into their slots. Included inside a translation unit's own namespace.
+// Writing new keys and values into their slots. Included inside a translation unit's own namespace, after tiles.inl.
 
+// Rounds the row to the cache's element type.
 template <class Source, class Element>
 static inline void convert_row(const Source* from, Element* to, int size) {
   int d = 0;
@@ -9,11 +10,46 @@ static inline void convert_row(const Source* from, Element* to, int size) {
   }
 }
 
+// Rounds the row to int8, to nearest and ties to even; its largest element becomes 127 or -127. Returns the scale: NaN when an
+// element is not finite, so that what attends to it shows. Plain loops that the compiler vectorises.
+static inline float quantise_row(const float* from, int8_t* to, int size) {
+  float largest = 0.0f;
+  float broken = 0.0f;
+  for (int d = 0; d < size; ++d) {
+    const float x = from[d] < 0.0f ? -from[d] : from[d];
+    largest = x > largest ? x : largest;
+    broken += x * 0.0f;
+  }
+  const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  for (int d = 0; d < size; ++d) {
+    const float rounded = (from[d] * inverse + magic) - magic;
+    to[d] = static_cast<int8_t>(static_cast<int32_t>(rounded >= -127.0f && rounded <= 127.0f ? rounded : 0.0f));
+  }
+  return largest / 127.0f + broken;
+}
+
+// One token's row of one head, as the cache holds it.
+template <class Element>
+struct StoredRow {
+  Element elements[kMaxHeadSize];
+  float scale;
+};
+
+template <class Element>
+static inline void to_stored(const float* row, int size, StoredRow<Element>& stored) {
+  if constexpr (kHasScales<Element>) {
+    stored.scale = quantise_row(row, stored.elements, size);
+  } else {
+    convert_row(row, stored.elements, size);
+  }
+}
+
 // The keys of up to 16 tokens, dim by dim: tokens of one block fill neighbouring addresses.
 template <class Element>
-static void scatter_keys(const AttentionProblem& problem, const Element* const* rows, Element* const* places, int count) {
+static void scatter_keys(const AttentionProblem& problem, const StoredRow<Element>* rows, Element* const* places, int count) {
   for (int d = 0; d < problem.head_size; ++d) {
-    for (int t = 0; t < count; ++t) places[t][static_cast<size_t>(d) * problem.block_size] = rows[t][d];
+    for (int t = 0; t < count; ++t) places[t][static_cast<size_t>(d) * problem.block_size] = rows[t].elements[d];
   }
 }
 
@@ -21,27 +57,30 @@ static void scatter_keys(const AttentionProblem& problem, const Element* const* 
 template <class Element>
 static void scatter(const AttentionProblem& problem, int64_t chunk, int kv_head) {
   const int size = problem.head_size;
-  const size_t head_elements = static_cast<size_t>(size) * problem.block_size;
   const int64_t first = chunk * kStrip;
   const int64_t last = smaller(first + kStrip, problem.num_tokens);
-  Element converted[kStrip][kMaxHeadSize];
-  const Element* rows[kStrip];
+  StoredRow<Element> keys[kStrip];
+  StoredRow<Element> value;
   Element* key_places[kStrip];
   int count = 0;
   for (int64_t token = first; token < last; ++token) {
     const int32_t slot = problem.slots[token];
     if (slot < 0) continue;
-    const size_t head = static_cast<size_t>(slot / problem.block_size) * problem.kv_num_heads + kv_head;
+    Element* key_block = block_of<Element>(problem, problem.key_cache, slot / problem.block_size, kv_head);
+    Element* value_block = block_of<Element>(problem, problem.value_cache, slot / problem.block_size, kv_head);
     const int offset = slot % problem.block_size;
     const size_t source = static_cast<size_t>(token * problem.key_stride) + static_cast<size_t>(kv_head) * size;
-    convert_row(problem.value + source,
-                static_cast<Element*>(problem.value_cache) + head * head_elements + static_cast<size_t>(offset) * size, size);
     float key[kMaxHeadSize];
     change_row(problem.key_change, problem.key + source, size, problem.positions[token], key);
-    convert_row(key, converted[count], size);
-    rows[count] = converted[count];
-    key_places[count] = static_cast<Element*>(problem.key_cache) + head * head_elements + offset;
+    to_stored(key, size, keys[count]);
+    to_stored(problem.value + source, size, value);
+    memcpy(value_block + static_cast<size_t>(offset) * size, value.elements, static_cast<size_t>(size) * sizeof(Element));
+    if constexpr (kHasScales<Element>) {
+      scales_of(problem, key_block)[offset] = keys[count].scale;
+      scales_of(problem, value_block)[offset] = value.scale;
+    }
+    key_places[count] = key_block + offset;
     ++count;
   }
-  scatter_keys(problem, rows, key_places, count);
+  scatter_keys(problem, keys, key_places, count);
 }

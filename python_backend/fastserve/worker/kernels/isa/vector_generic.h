@@ -81,3 +81,16 @@ static inline Vec keep_lanes(Vec x, int first, int last, Vec fill) {
 }
 // x holds 1.5 * 2^23 + n: gives 2^n. The shift leaves only n's low bits, which become the exponent.
 static inline Vec power_of_two(Vec x) { return reinterpret_cast<Vec>((reinterpret_cast<IntVec>(x) + 127) << 23); }
+// Sum and maximum of all lanes: lane i and lane i + half, until one is left.
+static inline float sum_lanes(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+static inline float largest_lane(Vec x) {
+  const float even = x[0] > x[2] ? x[0] : x[2];
+  const float odd = x[1] > x[3] ? x[1] : x[3];
+  return even > odd ? even : odd;
+}
+static inline Vec load(const int8_t* p) {
+  typedef int8_t ByteVec __attribute__((vector_size(4)));
+  ByteVec bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Vec);
+}

@@ -1,4 +1,4 @@
-// exp, tanh and reductions on Vec. Included inside a translation unit's own namespace, after a vector_*.h.
+// exp and tanh on Vec. Included inside a translation unit's own namespace, after a vector_*.h.
 
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 static inline int larger(int a, int b) { return a < b ? b : a; }
@@ -36,24 +36,6 @@ static inline Vec hyperbolic_tangent(Vec x) {
   const Vec growth = exponential(add(bounded, bounded));
   const Vec far = subtract(broadcast(1.0f), divide(broadcast(2.0f), add(growth, broadcast(1.0f))));
   return select_less(absolute(x), broadcast(1.0f), near_zero, far);
-}
-
-// Lanes are combined in one fixed order.
-static inline float sum_lanes(Vec x) {
-  float lanes[kWidth];
-  store(lanes, x);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
-
-static inline float largest_lane(Vec x) {
-  float lanes[kWidth];
-  store(lanes, x);
-  float result = lanes[0];
-  for (int i = 1; i < kWidth; ++i) result = lanes[i] > result ? lanes[i] : result;
-  return result;
 }
 
 static inline float exponential(float x) {

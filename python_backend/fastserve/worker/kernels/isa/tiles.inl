@@ -1,0 +1,93 @@
+// Where the keys and values of a tile lie, and what is asked for ahead of use.
+// Included inside a translation unit's own namespace, after micro_kernels.inl.
+
+constexpr int kLine = 64;  // bytes
+
+struct Visible {
+  int64_t first;
+  int64_t last;  // exclusive
+};
+
+template <class Element>
+struct Tile {
+  int64_t first_position;
+  const Element* keys[kTile / kStrip];  // each [head_size] rows of 16 tokens, block_size apart
+  Values<Element> values;
+  const float* key_scales[kTile / kStrip];  // of a strip's 16 tokens; only where elements have scales
+  const float* value_scales[kTile / kStrip];
+};
+
+template <class Element>
+constexpr bool kHasScales = sizeof(Element) == 1;
+
+// Where one block of one head begins.
+template <class Element>
+static inline Element* block_of(const AttentionProblem& problem, void* cache, int32_t block, int kv_head) {
+  const size_t index = static_cast<size_t>(block) * problem.kv_num_heads + kv_head;
+  return static_cast<Element*>(cache) + index * problem.block_elements;
+}
+
+// The scales of its tokens.
+static inline float* scales_of(const AttentionProblem& problem, int8_t* block) {
+  return reinterpret_cast<float*>(block + static_cast<size_t>(problem.head_size) * problem.block_size);
+}
+
+// Cache positions that row `row` of the item sees.
+static inline Visible visible_to(const AttentionProblem& problem, const WorkItem& item, int row) {
+  const int64_t position = static_cast<int64_t>(problem.past_seqlens[item.sequence]) + item.first_query + row / item.num_heads;
+  return {larger(int64_t{0}, position - problem.window + 1), position + 1};
+}
+
+// Cache positions that some row of the item sees, inside the item's spans.
+static inline Visible visible_to_item(const AttentionProblem& problem, const WorkItem& item) {
+  const int rows = item.num_queries * item.num_heads;
+  return {larger(visible_to(problem, item, 0).first, item.first_span * kSpan),
+          smaller(visible_to(problem, item, rows - 1).last, item.last_span * kSpan)};
+}
+
+// Finds the strips of the tile that hold positions in [visible.first, visible.last); other pointers stay as they are.
+template <class Element>
+static inline void locate(const AttentionProblem& problem, const WorkItem& item, Visible visible, Tile<Element>& tile) {
+  const int32_t* blocks = problem.block_table + item.sequence * problem.max_blocks;
+  for (int s = 0; s < kTile / kStrip; ++s) {
+    const int64_t position = tile.first_position + s * kStrip;
+    if (position + kStrip <= visible.first || position >= visible.last) continue;
+    const int32_t block = blocks[position / problem.block_size];
+    const size_t offset = static_cast<size_t>(position % problem.block_size);
+    Element* keys = block_of<Element>(problem, problem.key_cache, block, item.kv_head);
+    Element* values = block_of<Element>(problem, problem.value_cache, block, item.kv_head);
+    tile.keys[s] = keys + offset;
+    tile.values.strips[s] = values + offset * problem.head_size;
+    if constexpr (kHasScales<Element>) {
+      tile.key_scales[s] = scales_of(problem, keys) + offset;
+      tile.value_scales[s] = scales_of(problem, values) + offset;
+    }
+  }
+}
+
+// A block of one head is often just one memory page, where the processor's own prefetching ends. So the scores of a tile ask
+// for its values, line by line, and the sums of its values for the keys of the next tile.
+
+// While dimension d of a strip's keys is multiplied: the values of the strip, which lie side by side.
+template <class Element>
+struct ValuesAhead {
+  const Tile<Element>& tile;
+  void operator()(int strip, int d) const {
+    constexpr int kBytes = kStrip * sizeof(Element);
+    if (kBytes >= kLine || d % (kLine / kBytes) == 0) __builtin_prefetch(tile.values.strips[strip] + d * kStrip);
+  }
+};
+
+// While a token's values are added: its share of the dimensions of the next tile's keys.
+template <class Element>
+struct KeysAhead {
+  const Tile<Element>& tile;
+  int head_size;
+  int block_size;
+  void operator()(int strip, int token) const {
+    const int bytes = block_size * static_cast<int>(sizeof(Element));  // from one dimension to the next
+    for (int d = token * head_size / kStrip; d < (token + 1) * head_size / kStrip; ++d) {
+      if (bytes >= kLine || (d & (kLine / bytes - 1)) == 0) __builtin_prefetch(tile.keys[strip] + static_cast<size_t>(d) * block_size);
+    }
+  }
+};
