@@ -24,7 +24,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -118,6 +118,9 @@ bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughpu
 
 bench-perf-analyzer: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## NVIDIA's perf_analyzer on the demo's model; writes docs/perf_analyzer.md
 	$(BIN)/python benchmarks/bench_perf_analyzer.py
+
+bench-prefix-cache: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## times to the first token with the prefix cache and without, through Triton
+	$(BIN)/python benchmarks/bench_prefix_cache.py
 
 clean: ## remove what was built, also .venv and the demo's models
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so

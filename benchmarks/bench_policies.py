@@ -70,6 +70,7 @@ class Bench:
             "max_batched_tokens": arguments.max_batched_tokens,
             "max_model_len": arguments.max_model_len,
             "kv_cache_bytes": arguments.max_seqs * KV_BYTES_PER_SEQUENCE,
+            "prefix_cache": "off",  # the simulator computes every token
         }
 
 

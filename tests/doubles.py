@@ -17,6 +17,7 @@ from fastserve.core.encoding import EncodingRequest, TokenSequence
 from fastserve.core.events import Aborted, Encoded, Event, Failed, PromptLogprobs, TokenEvent, is_ending
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy
+from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.encoder_engine import EncoderEngine
@@ -70,13 +71,14 @@ def make_engine(
     max_queue_size_per_tenant: int = 0,
     policy: str = "fcfs",
     inner: str = "gittins",
+    prefix_cache: str = "on",
     clock: Callable[[], float] | None = None,
 ) -> Engine:
     """A real engine over a :class:`HashingRunner` (or ``runner``). ``inner``: order inside a class of policy ``priority``."""
     cost_model = CostModel(0.01, 0.002, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
     scheduler = Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
-        BlockPool(num_blocks, block_size),
+        PrefixCache(BlockPool(num_blocks, block_size), mode=prefix_cache),
         make_policy(policy, cost_model, inner=inner),
         max_model_len=max_model_len,
         queue=QueueLimits(max_queue_size, max_queue_size_per_tenant),

@@ -1,9 +1,9 @@
 """Random schedules of generation requests over a real engine, checked after every step: the golden property and "every request
 ends exactly once" hold whatever arrives, is aborted, fails or is preempted, under every policy.
 
-To cover a new kind of event: let :func:`random_request` or :func:`engine_settings` bring it about (or add to
-:data:`DISTURBANCES` what may happen between two steps), count it in :attr:`Schedule.seen` (from a :data:`WATCHERS` entry when it
-happens inside a step), and name it in :data:`EVENT_KINDS`, so that the suite fails when it is no longer seen.
+To cover a new kind of event: let :func:`tests.random_requests.random_request` or :func:`engine_settings` bring it about (or add
+to :data:`DISTURBANCES` what may happen between two steps), count it in :attr:`Schedule.seen` (from a :data:`WATCHERS` entry when
+it happens inside a step), and name it in :data:`EVENT_KINDS`, so that the suite fails when it is no longer seen.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 from fastserve.config import INNER_POLICIES, POLICIES
 from fastserve.core.events import Event
 from fastserve.core.invariants import violations
+from fastserve.core.plan import StepPlan
 from fastserve.core.request import FinishReason, Request, SamplingParams
+from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import SequenceStatus
 from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
 from tests.constraint_doubles import SumConstraint
-from tests.doubles import FakeClock, Outcome, collect, make_engine, make_request, run_to_end
-from tests.hashing_runner import VOCAB_SIZE, HashingRunner
+from tests.doubles import FakeClock, Outcome, collect, make_engine, run_to_end
+from tests.random_requests import random_request
+from tests.watchful_runner import WatchfulRunner
 
 NUM_REQUESTS = 60
 SCHEDULED_POLICIES = tuple(name for name in POLICIES if name != "auto")
@@ -34,6 +37,11 @@ EVENT_KINDS = (
     "preemptions",
     "preempted siblings",
     "copied blocks",
+    "found tokens",
+    "found whole prompts",
+    "found again after preemption",
+    "evicted blocks",
+    "conversations that went on",
     "failed runs",
     "withdrawn answers",
     "completed constraints",
@@ -47,40 +55,16 @@ EVENT_KINDS = (
 """What a suite of schedules must have seen, under each policy."""
 
 
-def random_request(rng: random.Random, request_id: int, now: float) -> Request:
-    params: dict[str, Any] = {"max_tokens": rng.choice((1, 3, 8, 16, 40))}
-    params["stop_token_ids"] = frozenset(rng.sample(range(VOCAB_SIZE), rng.choice((0, 2))))
-    if rng.random() < 0.5:
-        params |= {"temperature": rng.choice((0.3, 1.0, 2.0)), "top_k": rng.choice((0, 5)), "seed": rng.getrandbits(64)}
-    if rng.random() < 0.3:
-        params |= {"repetition_penalty": 1.3, "presence_penalty": 0.5}
-    if params["stop_token_ids"] and rng.random() < 0.5:
-        params["min_tokens"] = rng.randint(0, params["max_tokens"])
-    if rng.random() < 0.3:
-        params["bad_words"] = ((rng.randrange(VOCAB_SIZE),), (rng.randrange(VOCAB_SIZE), rng.randrange(VOCAB_SIZE)))
-    if rng.random() < 0.3:
-        longest = rng.choice((1, 5, 30))
-        ends = params["stop_token_ids"]
-        params["constraint"] = SumConstraint(longest, rng.randint(0, longest), start=rng.randrange(3), ends=ends)
-    params["n"] = rng.choice((1, 1, 1, 2, 5))
-    params["return_logprobs"] = rng.random() < 0.2
-    params["logprobs"] = rng.choice((None, None, 0, 3))
-    params["prompt_logprobs"] = rng.choice((None, None, 0, 2))
-    prompt = [rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((1, 3, 4, 5, 17, 60, 130)))]
-    deadline = now + rng.uniform(0.0, 30.0) if rng.random() < 0.1 else None
-    request = make_request(request_id, prompt, deadline=deadline, **params)
-    return dataclasses.replace(request, tenant=rng.choice(("ada", "bob", "eve")))
-
-
 def engine_settings(rng: random.Random) -> dict[str, Any]:
     """Of ``tests.doubles.make_engine``: so little of everything that it runs short."""
     return {
-        "num_blocks": rng.choice((36, 44, 80)),
+        "num_blocks": rng.choice((36, 44, 80, 120)),
         "max_num_seqs": rng.choice((1, 4, 16)),
         "max_batched_tokens": rng.choice((16, 24, 64)),
         "max_queue_size": rng.choice((10, 100)),
         "max_queue_size_per_tenant": rng.choice((0, 8)),
         "inner": rng.choice(INNER_POLICIES),
+        "prefix_cache": rng.choice(("on", "on", "on", "per_tenant", "off")),
     }
 
 
@@ -89,9 +73,10 @@ class Schedule:
 
     def __init__(self, seed: int, policy: str) -> None:
         self.rng = random.Random(seed)
-        self.clock, self.runner = FakeClock(), HashingRunner()
+        self.clock, self.runner = FakeClock(), WatchfulRunner()
         self.engine = make_engine(self.runner, policy=policy, clock=self.clock, **engine_settings(self.rng))
         self.to_come = [random_request(self.rng, request_id, 0.0) for request_id in range(NUM_REQUESTS)]
+        self.runner.pool = self.engine.scheduler.pool
         if policy == "priority":
             self.to_come = [dataclasses.replace(request, priority=self.rng.choice((-1, 0, 5))) for request in self.to_come]
         self.requests: dict[int, Request] = {}
@@ -116,9 +101,12 @@ class Schedule:
                     self.note(self.engine.step())
             assert violations(self.engine.scheduler) == []
             check_constraints(self)
+            self.runner.check_contents(self.engine._kv_cache)
             check_order(self)
         assert self.engine.scheduler.pool.num_used == 0
         self.seen["preemptions"] = self.engine.stats().preemptions
+        self.seen["found tokens"] = self.engine.stats().prefix_hits
+        self.seen["evicted blocks"] = len(self.runner.contents) - self.engine.stats().blocks_cached
         self.seen["arrivals"] = len(self.requests)
         assert sorted(self.outcomes) == list(range(NUM_REQUESTS))
         for request_id, outcome in self.outcomes.items():
@@ -138,8 +126,21 @@ def requests_arrive(schedule: Schedule) -> None:
     for _ in range(schedule.rng.choice((1, 3, 10))):
         if schedule.to_come:
             request = schedule.to_come.pop()
+            if schedule.rng.random() < 0.2:
+                request = go_on(schedule, request)
             schedule.requests[request.request_id] = request
             schedule.note(schedule.engine.submit(request))
+
+
+def go_on(schedule: Schedule, request: Request) -> Request:
+    """The request with what another asked and was answered before its own prompt."""
+    ended = [number for number, outcome in schedule.outcomes.items() if outcome.num_endings and outcome.token_ids]
+    if not ended:
+        return request
+    number = schedule.rng.choice(ended)
+    said = (*schedule.requests[number].prompt_token_ids, *schedule.outcomes[number].token_ids, *request.prompt_token_ids)
+    schedule.seen["conversations that went on"] += 1
+    return dataclasses.replace(request, prompt_token_ids=said[:100])
 
 
 def abort_a_request(schedule: Schedule) -> None:
@@ -197,7 +198,30 @@ def failed_runs(schedule: Schedule) -> Iterator[None]:
     schedule.seen["failed runs"] += before - len(schedule.runner.failures)
 
 
-WATCHERS: tuple[Callable[[Schedule], AbstractContextManager[None]], ...] = (preempted_siblings, copied_blocks, failed_runs)
+@contextmanager
+def found_blocks(schedule: Schedule) -> Iterator[None]:
+    scheduler = schedule.engine.scheduler
+    reserve = scheduler.reserve
+
+    def count(plan: StepPlan) -> Reservation:
+        for chunk in plan.chunks:
+            if chunk.cached_blocks:
+                whole = chunk.start < len(chunk.cached_blocks) * scheduler.pool.block_size
+                schedule.seen["found whole prompts"] += whole
+                schedule.seen["found again after preemption"] += chunk.sequence.num_preemptions > 0
+        return reserve(plan)
+
+    scheduler.reserve = count  # type: ignore[method-assign]
+    yield
+    del scheduler.reserve
+
+
+WATCHERS: tuple[Callable[[Schedule], AbstractContextManager[None]], ...] = (
+    preempted_siblings,
+    copied_blocks,
+    failed_runs,
+    found_blocks,
+)
 
 
 # What must be true.
@@ -251,8 +275,8 @@ def check_outcome(schedule: Schedule, request: Request, outcome: Outcome) -> str
 
 @functools.lru_cache(maxsize=2 * NUM_REQUESTS)
 def run_alone(prompt_token_ids: tuple[int, ...], params: SamplingParams) -> Outcome:
-    """One request, a roomy pool, the whole prompt at once."""
-    engine = make_engine(num_blocks=400, max_batched_tokens=200)
+    """One request, a roomy pool, the whole prompt at once, nothing from a cache."""
+    engine = make_engine(num_blocks=400, max_batched_tokens=200, prefix_cache="off")
     return run_to_end(engine, [Request(0, prompt_token_ids, params)])[0]
 
 

@@ -16,6 +16,7 @@ INNER_POLICIES = ("fcfs", "skip_join_mlfq", "gittins", "vtc")
 POLICIES = ("auto", *INNER_POLICIES, "priority")
 KV_CACHE_DTYPES = ("fp32", "fp16", "int8")
 
+PREFIX_CACHE = ("on", "per_tenant", "off")
 SHARE_WEIGHTS = ("auto", "on", "off")
 
 TASK_PARAMETER = "task"
@@ -79,6 +80,11 @@ class EngineConfig:
         0.4, "share of the free memory the KV pool may take when kv_cache_bytes is 0", low=0.01, high=0.95
     )
     kv_cache_dtype: str = _field("fp32", "element type of the KV pool", choices=KV_CACHE_DTYPES)
+    prefix_cache: str = _field(
+        "on",
+        "beginnings of prompts that were computed before are not computed again; per_tenant: only the tenant's own",
+        choices=PREFIX_CACHE,
+    )
     num_threads: int = _num_threads()
     share_weights: str = _share_weights()
     default_deadline_ms: int = _default_deadline_ms()

@@ -247,7 +247,7 @@ def test_the_last_response_tells_when_what_happened(server, stream):
     rows = ask_grpc(server, grpc_message("llama", inputs))
     assert ["timing" in row.values for row in rows] == [False] * (len(rows) - 1) + [True]
     timing = json.loads(rows[-1].values["timing"][0])
-    assert set(timing) == {"queue_ms", "first_token_ms", "total_ms", "num_preemptions"}
+    assert set(timing) == {"queue_ms", "first_token_ms", "total_ms", "cached_tokens", "num_preemptions"}
     assert 0 <= timing["queue_ms"] <= timing["first_token_ms"] <= timing["total_ms"] < 60_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -26,6 +27,11 @@ def random_prompts(seed, vocab_size, count=24, longest=200):
 
 def greedy(model, prompt, max_tokens=40):
     return GenerateRequest(model, input_ids=prompt, parameters={"temperature": 0, "max_tokens": max_tokens})
+
+
+def salted(requests, salt):
+    """Requests that find nothing of what others computed: all of their prompts is computed in chunks."""
+    return [dataclasses.replace(request, parameters=request.parameters | {"cache_salt": salt}) for request in requests]
 
 
 def sampled(model, prompt, seed):
@@ -62,8 +68,8 @@ def test_greedy_tokens_equal_transformers_in_a_crowd_with_chunked_prefill(server
 def test_tokens_are_the_same_alone_and_in_a_crowd(server, references, name, make):
     prompts = random_prompts(name, references(name).config.vocab_size)
     requests = [make(name, prompt, index) for index, prompt in enumerate(prompts)]
-    alone = ask_all(server.grpc_url, requests, 1)
-    crowd = ask_all(server.grpc_url, requests, CONCURRENCY)
+    alone = ask_all(server.grpc_url, salted(requests, f"alone {make.__name__}"), 1)
+    crowd = ask_all(server.grpc_url, salted(requests, f"crowd {make.__name__}"), CONCURRENCY)
     assert [answer.output_ids for answer in alone] == [answer.output_ids for answer in crowd]
     assert len({answer.output_ids for answer in alone}) > len(alone) // 2
     assert all(answer.output_ids for answer in alone)
@@ -80,6 +86,24 @@ def test_tokens_are_the_same_under_every_policy(server, references, name):
     expected = ask_all(server.grpc_url, [sampled("llama", prompt, index) for index, prompt in enumerate(prompts)], 1)
     assert [answer.error for answer in answers] == [None] * len(prompts)
     assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in expected]
+
+
+@pytest.mark.parametrize("name", FP32_MODELS)
+def test_turns_of_conversations_taken_from_the_prefix_cache_equal_transformers(server, references, name):
+    """Every turn brings back what was said: blocks that were filled by prefills in chunks and by decodes, in a crowd."""
+    model = references(name)
+    rng = random.Random(name)
+    said = [prompt[:40] for prompt in random_prompts(f"turns {name}", model.config.vocab_size, count=8)]
+    before = read_metric(server, "vllm:prefix_cache_hits_total", name)
+    for _ in range(3):
+        expected = [generate(model, prompt, 12) for prompt in said]
+        answers = ask_all(server.grpc_url, [greedy(name, prompt, 12) for prompt in said], len(said))
+        assert_equal_but_for_ties(model, said, expected, [answer.output_ids for answer in answers])
+        said = [
+            [*prompt, *answer.output_ids, *(rng.randrange(3, model.config.vocab_size) for _ in range(rng.randint(1, 20)))]
+            for prompt, answer in zip(said, answers, strict=True)
+        ]
+    wait_until(lambda: read_metric(server, "vllm:prefix_cache_hits_total", name) - before >= 8 * 16, 5)
 
 
 def test_a_small_pool_really_preempts(server, references):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import httpx
@@ -18,8 +19,11 @@ FAMILIES = {
     "vllm:prompt_tokens_total": "counter",
     "vllm:generation_tokens_total": "counter",
     "vllm:num_preemptions_total": "counter",
+    "vllm:prefix_cache_queries_total": "counter",
+    "vllm:prefix_cache_hits_total": "counter",
     "fastserve:kv_blocks_used": "gauge",
     "fastserve:kv_blocks_free": "gauge",
+    "fastserve:kv_blocks_cached": "gauge",
     "fastserve:iterations_total": "counter",
     "fastserve:iteration_seconds_total": "counter",
     "fastserve:requests_total": "counter",
@@ -77,6 +81,8 @@ def test_tokens_and_iterations_of_a_request_are_counted_exactly(server):
         "vllm:prompt_tokens_total": 7,
         "vllm:generation_tokens_total": 5,
         "vllm:num_preemptions_total": 0,
+        "vllm:prefix_cache_queries_total": 7,
+        "vllm:prefix_cache_hits_total": 0,
         "fastserve:iterations_total": 5,  # the prompt's gives the first token
         "fastserve:requests_total": 1,
     }
@@ -100,6 +106,24 @@ def test_a_prompt_in_chunks_counts_every_token_once(server):
     after = counters(server)
     assert after["vllm:prompt_tokens_total"] - before["vllm:prompt_tokens_total"] == 100
     assert after["fastserve:iterations_total"] - before["fastserve:iterations_total"] == 3  # 48 tokens each
+
+
+def test_tokens_from_the_prefix_cache_are_counted_and_told_and_their_blocks_shown(server):
+    prompt = [41] * 20 + [42] * 20  # two full blocks of 16
+    before = counters(server)
+    for hits in (0, 32):
+        message = grpc_message(MODEL, question({"max_tokens": 1}, input_ids=prompt, returns=("timing",)))
+        (row,) = ask_grpc(server, message)
+        assert json.loads(row.values["timing"][0])["cached_tokens"] == hits
+    wait_until(
+        lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) >= before["vllm:generation_tokens_total"] + 2, 5
+    )
+    after = counters(server)
+    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total")
+    assert [after[name] - before[name] for name in names] == [80, 32, 80]
+    wait_until(lambda: read_metric(server, "fastserve:kv_blocks_used", MODEL) == 0, 5)
+    cached = read_metric(server, "fastserve:kv_blocks_cached", MODEL)
+    assert 2 <= cached <= read_metric(server, "fastserve:kv_blocks_free", MODEL)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -127,7 +151,8 @@ def test_a_cancelled_request_is_counted_as_cancelled_only(server):
 
 def test_the_gauges_show_what_runs_and_waits_and_the_blocks_add_up(server):
     def gauges():
-        return [read_metric(server, family, "llama-small-queue") for family, kind in FAMILIES.items() if kind == "gauge"]
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "fastserve:kv_blocks_used", "fastserve:kv_blocks_free")
+        return [read_metric(server, name, "llama-small-queue") for name in names]
 
     wait_until(lambda: gauges()[:3] == [0, 0, 0])
     pool = gauges()[3]

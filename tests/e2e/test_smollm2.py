@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -13,6 +14,7 @@ import transformers
 from fastserve.tools.client import GenerateRequest, connect
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
 from tests.e2e.clients import ask, ask_all
+from tests.e2e.metrics_page import read_metric, settled
 from tests.e2e.reference import assert_equal_but_for_ties, generate
 from tests.e2e.smollm2 import GGUF_FILE, NAME, PACKAGE, exported_repository
 
@@ -81,6 +83,20 @@ def test_a_chat_is_answered_with_the_models_own_template(smollm2_server, smollm2
     assert (answer.text, answer.finish_reason) == ("The capital of France is Paris.", "stop")
 
 
+def test_a_chats_next_turns_take_the_ones_before_from_the_prefix_cache(smollm2_server, smollm2, tokenizer):
+    messages, hits = [], []
+    with connect(smollm2_server.http_url) as client:
+        for words in ("Name three rivers of Europe.", "Which of them is the longest?", "And where does it begin?"):
+            messages.append({"role": "user", "content": words})
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            before = read_metric(smollm2_server, "vllm:prefix_cache_hits_total", NAME)
+            answer = ask(client, GenerateRequest(NAME, messages=messages, parameters={"temperature": 0, "max_tokens": 32}))
+            assert_equal_but_for_ties(smollm2, [prompt], [generate(smollm2, prompt, 32)], [answer.output_ids])
+            hits.append(settled(lambda: read_metric(smollm2_server, "vllm:prefix_cache_hits_total", NAME)) - before)
+            messages.append({"role": "assistant", "content": answer.text})
+    assert hits[2] > hits[1] > 32
+
+
 def test_sampled_answers_are_the_same_alone_and_in_a_crowd(smollm2_server, tokenizer):
     rng = random.Random(11)
     requests = [
@@ -88,6 +104,7 @@ def test_sampled_answers_are_the_same_alone_and_in_a_crowd(smollm2_server, token
         for length in (5, 9, 20, 41, 77, 150)
     ]
     alone = ask_all(smollm2_server.grpc_url, requests, 1)
+    requests = [dataclasses.replace(item, parameters=item.parameters | {"cache_salt": "crowd"}) for item in requests]
     crowd = ask_all(smollm2_server.grpc_url, requests, len(requests))
     assert [answer.output_ids for answer in alone] == [answer.output_ids for answer in crowd]
 

@@ -1,6 +1,6 @@
-"""The golden property over random schedules: a request's tokens are the same alone, batched, chunked and preempted,
-whatever its neighbours do, and every request ends exactly once. ``--schedules N`` says how many; tests/random_schedules.py
-holds what is in them."""
+"""The golden property over random schedules: a request's tokens are the same alone, batched, chunked, preempted and begun with
+blocks of the prefix cache, whatever its neighbours do, and every request ends exactly once. ``--schedules N`` says how many;
+tests/random_schedules.py holds what is in them."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ GOOD = {
     "json": [(SCHEMA, SCHEMA_TEXT), (SCHEMA_TEXT, SCHEMA_TEXT), (True, OBJECT_TEXT), ("true", OBJECT_TEXT), (False, None)],
     "regex": [("a+", "a+"), ("[0]", "[0]"), ("^é$", "^é$"), ("a" * MAX_GUIDE_BYTES, "a" * MAX_GUIDE_BYTES)],
     "choice": [(["yes", "no"], ("yes", "no")), ('["yes"]', ("yes",)), (["a", "b", "a"], ("a", "b")), (("a",), ("a",))],
+    "cache_salt": [("", ""), ("ada", "ada"), ("a" * 256, "a" * 256)],
     "messages": [(CHAT, tuple(CHAT)), (CHAT * 3, tuple(CHAT * 3)), (CALL, tuple(CALL))],
 }
 
@@ -77,6 +78,7 @@ BAD = {
     "json": ["", "{", "[1]", [1], 5, "5", "null", '"x"', "[" * 10_000, {"a": "x" * MAX_GUIDE_BYTES}],
     "regex": ["", "a\\", 5, True, [], ["a"], {}, "a" * (MAX_GUIDE_BYTES + 1), "\ud800"],
     "choice": ["", "yes", [], [""], ["a", 1], "[]", "[1]", "[", "[" * 10_000, {"a": 1}, 5],
+    "cache_salt": [1, True, ["ada"], {}, "a" * 257],
     "messages": ["hi", [], {}, [1], ["hi"], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": 1, "content": "x"}]],
 }
 BAD["choice"] += [["a"] * (MAX_CHOICES + 1), ["a" * MAX_GUIDE_BYTES, "b"]]
@@ -111,6 +113,7 @@ RANGES = {
     "json": "a JSON schema (an object or its text, at most 32 KiB), or true",
     "regex": "not empty, at most 32 KiB",
     "choice": "a list of 1 to 1024 strings",
+    "cache_salt": "at most 256 characters",
     "messages": '{"role": string, "content": string}',
 }
 

@@ -10,6 +10,7 @@ from fastserve.core.invariants import violations
 from fastserve.core.plan import SampledToken
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy.fcfs import FirstComeFirstServed
+from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import FinishReason
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import SequenceStatus
@@ -20,7 +21,7 @@ from tests.doubles import collect, make_request
 def make_scheduler(num_blocks=64, block_size=4, max_num_seqs=4, max_batched_tokens=16, max_model_len=128, **queue):
     return Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
-        BlockPool(num_blocks, block_size),
+        PrefixCache(BlockPool(num_blocks, block_size), mode="off"),
         FirstComeFirstServed(),
         max_model_len=max_model_len,
         queue=QueueLimits(queue.get("max_queue_size", 100), queue.get("max_queue_size_per_tenant", 0)),
@@ -137,12 +138,12 @@ def test_a_reservation_that_is_not_committed_gives_everything_back():
     step(scheduler)
     scheduler.add(make_request(2, range(3)), 0.0)
     before = [(s.num_computed, list(s.block_table), s.status) for s in scheduler.sequences]
-    free = scheduler.pool.free_blocks()
+    free = scheduler.pool.blank_blocks()
     with pytest.raises(StepFailed), scheduler.reserve(scheduler.plan(0.0)):
         assert scheduler.pool.num_free < len(free)
         raise StepFailed("the run failed")
     assert [(s.num_computed, list(s.block_table), s.status) for s in scheduler.sequences] == before
-    assert scheduler.pool.free_blocks() == free
+    assert scheduler.pool.blank_blocks() == free
     assert violations(scheduler) == []
 
 

@@ -31,7 +31,7 @@ def test_what_a_prefix_cache_holds_of_a_prompt_does_not_count():
     scene = make_scene()
     sequence = scene.add(1, 8)
     scene.end(1)
-    sequence.num_computed = 7
+    sequence.num_cached = 7
     scene.policy.add(sequence, 0.0)
     assert scene.policy.level(sequence, 0.0) == 0
 

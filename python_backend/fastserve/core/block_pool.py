@@ -1,29 +1,52 @@
-"""Ids of the KV pool's blocks: who may write where. The bytes are in ``worker/kv_cache.py``."""
+"""Ids of the KV pool's blocks: who may write where. The bytes are in ``worker/kv_cache.py``.
+
+::
+
+                 allocate                       register
+    blank ────────────────────► in use ────────────────────► in use, findable by its digest
+      ▲                           │                             │              ▲
+      ├───────────────────────────┘ released by its last holder │              │ shared
+      │           evicted, the longest idle first               ▼              │
+      └──────────────────────────────────────────────────── cached ────────────┘
+
+Blank and cached blocks are *free*: nobody holds them and :meth:`BlockPool.allocate` may hand them out, the blank ones first. A
+digest is given by ``core/prefix_cache.py`` and stands for all that a block holds; a block that has one is never written.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 
 class BlockPool:
     """Allocates block ids 0..num_blocks-1 with reference counts; every operation is O(1) per block.
 
-    The most recently freed block is handed out first: its memory is the likeliest to be in a cache.
+    The most recently freed blank block is handed out first: its memory is the likeliest to be in a cache.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # the longest idle first
         self._ref_counts = [0] * num_blocks
+        self._blocks: dict[bytes, int] = {}  # by digest
+        self._digests: dict[int, bytes] = {}  # by block; the inverse of _blocks
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that :meth:`allocate` can hand out, the cached ones among them."""
+        return len(self._blank) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks whose contents can still be found."""
+        return len(self._cached)
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - len(self._free)
+        return self.num_blocks - self.num_free
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that ``num_tokens`` tokens take."""
@@ -31,32 +54,69 @@ class BlockPool:
 
     def blocks_missing(self, num_held: int, num_tokens: int) -> int:
         """Blocks that a holder of ``num_held`` blocks lacks to hold ``num_tokens`` tokens."""
-        return max(0, self.blocks_for(num_tokens) - num_held)
+        return max(0, -(-num_tokens // self.block_size) - num_held)
 
     def allocate(self, count: int) -> list[int]:
-        """``count`` blocks with a reference count of 1. Raises MemoryError, with nothing allocated, when too few are free."""
-        if count > len(self._free):
-            raise MemoryError(f"{count} blocks wanted, {len(self._free)} of {self.num_blocks} are free")
-        taken = [self._free.pop() for _ in range(count)]
+        """``count`` blocks with a reference count of 1 and no digest. Raises MemoryError, with nothing allocated, when too few
+        are free."""
+        if count > self.num_free:
+            raise MemoryError(f"{count} blocks wanted, {self.num_free} of {self.num_blocks} are free")
+        taken = [self._blank.pop() if self._blank else self._evict() for _ in range(count)]
         for block in taken:
             self._ref_counts[block] = 1
         return taken
 
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        del self._blocks[self._digests.pop(block)]
+        return block
+
     def share(self, blocks: Iterable[int]) -> None:
-        """Add a reference to blocks that are in use."""
+        """Add a reference to blocks that are in use or cached."""
         for block in blocks:
             if self._ref_counts[block] == 0:
-                raise ValueError(f"block {block} is free and cannot be shared")
+                if block not in self._cached:
+                    raise ValueError(f"block {block} is free and cannot be shared")
+                del self._cached[block]
             self._ref_counts[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Drop a reference to each block; a block without references is free again."""
+        """Drop a reference to each block; one without references is free again, and cached if it has a digest. Of blocks that
+        are released together the first is evicted first."""
         for block in blocks:
             if self._ref_counts[block] == 0:
                 raise ValueError(f"block {block} is free already")
             self._ref_counts[block] -= 1
-            if self._ref_counts[block] == 0:
-                self._free.append(block)
+            if self._ref_counts[block]:
+                continue
+            if block in self._digests:
+                self._cached[block] = None
+            else:
+                self._blank.append(block)
+
+    def register(self, block: int, digest: bytes) -> None:
+        """Make a block in use, whose contents are complete, findable. A digest that another block has keeps that one: the
+        contents are the same."""
+        if self._ref_counts[block] == 0:
+            raise ValueError(f"block {block} is free and cannot be registered")
+        if digest not in self._blocks:
+            self._blocks[digest] = block
+            self._digests[block] = digest
+
+    def find(self, digest: bytes) -> int | None:
+        """The block with these contents."""
+        return self._blocks.get(digest)
+
+    def digest(self, block: int) -> bytes | None:
+        """What a block can be found by; None when it cannot."""
+        return self._digests.get(block)
+
+    def forget(self) -> None:
+        """Take every digest away: nothing computed so far is found again."""
+        self._blank.extend(self._cached)
+        self._cached.clear()
+        self._blocks.clear()
+        self._digests.clear()
 
     def ref_count(self, block: int) -> int:
         """How many block tables it stands in."""
@@ -66,6 +126,14 @@ class BlockPool:
         """A snapshot, by block id."""
         return tuple(self._ref_counts)
 
-    def free_blocks(self) -> tuple[int, ...]:
-        """A snapshot of the free list."""
-        return tuple(self._free)
+    def blank_blocks(self) -> tuple[int, ...]:
+        """A snapshot of the free blocks without digests."""
+        return tuple(self._blank)
+
+    def cached_blocks(self) -> tuple[int, ...]:
+        """A snapshot of the free blocks with digests, in the order of eviction."""
+        return tuple(self._cached)
+
+    def digests(self) -> dict[int, bytes]:
+        """A snapshot of what can be found, by block."""
+        return dict(self._digests)

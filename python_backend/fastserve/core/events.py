@@ -18,6 +18,8 @@ class Timeline:
     started: float
     """When it first took part in an iteration, seconds on the engine's clock."""
     num_preemptions: int
+    num_prompt_cached: int
+    """Tokens of the prompt that were not computed: the prefix cache held them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

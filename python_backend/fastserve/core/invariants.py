@@ -10,7 +10,7 @@ from fastserve.core.sequence import SequenceStatus
 
 def violations(scheduler: Scheduler) -> list[str]:
     """Every broken invariant in words; empty when all hold."""
-    return _pool_violations(scheduler) + _sequence_violations(scheduler)
+    return _pool_violations(scheduler) + _cache_violations(scheduler) + _sequence_violations(scheduler)
 
 
 def _pool_violations(scheduler: Scheduler) -> list[str]:
@@ -24,14 +24,44 @@ def _pool_violations(scheduler: Scheduler) -> list[str]:
     for sequence in scheduler.sequences:
         for block in sequence.block_table:
             owners.setdefault(block, set()).add(sequence.request.request_id)
-    found += [f"block {block} is shared by requests {ids}" for block, ids in owners.items() if len(ids) > 1]
-    free = pool.free_blocks()
+    for block, ids in owners.items():
+        if len(ids) > 1 and pool.digest(block) is None:
+            found.append(f"block {block} is shared by requests {ids} without standing for any contents")
+    free = pool.blank_blocks() + pool.cached_blocks()
     if len(set(free)) != len(free):
-        found.append("a block is in the free list twice")
+        found.append("a block is free twice")
+    if len(free) != pool.num_free:
+        found.append(f"{len(free)} blocks are free, the pool says {pool.num_free}")
     if both := set(free) & set(held):
         found.append(f"blocks {sorted(both)} are free and held at once")
     if len(set(free) | set(held)) != pool.num_blocks:
         found.append(f"{pool.num_blocks - len(set(free) | set(held))} blocks are lost: neither free nor held")
+    return found
+
+
+def _cache_violations(scheduler: Scheduler) -> list[str]:
+    """Contents and blocks are one to one, a free block is cached if and only if it has contents, and nobody writes to such."""
+    pool = scheduler.pool
+    digests = pool.digests()
+    found = [f"block {block} is not found by its digest" for block, digest in digests.items() if pool.find(digest) != block]
+    if len(set(digests.values())) != len(digests):
+        found.append("two blocks have the same digest")
+    if named := set(pool.blank_blocks()) & set(digests):
+        found.append(f"blocks {sorted(named)} are blank, but can be found")
+    if blank := set(pool.cached_blocks()) - set(digests):
+        found.append(f"blocks {sorted(blank)} are cached, but cannot be found")
+    if held := [block for block in pool.cached_blocks() if pool.ref_count(block)]:
+        found.append(f"blocks {held} are up for eviction, but held")
+    for sequence in scheduler.sequences:
+        name = f"request {sequence.request.request_id}"
+        if sequence.next_write(pool.block_size) in digests:
+            found.append(f"{name} is about to write to a block that others can find")
+        num_full = sequence.num_computed // pool.block_size
+        for number, block in enumerate(sequence.block_table):
+            if block in digests and number >= num_full:
+                found.append(f"block {number} of {name} can be found, but is not complete")
+            elif block in digests and digests[block] != sequence.block_digests[number]:
+                found.append(f"block {number} of {name} holds something else than its tokens")
     return found
 
 
@@ -51,6 +81,8 @@ def _sequence_violations(scheduler: Scheduler) -> list[str]:
             found.append(f"{name} has computed {sequence.num_computed} of {sequence.num_tokens} tokens")
         if len(sequence.block_table) > scheduler.pool.blocks_for(sequence.num_tokens):
             found.append(f"{name} holds more blocks than its tokens need")
+        if not 0 <= sequence.num_cached < sequence.num_tokens:
+            found.append(f"{name} hopes for {sequence.num_cached} of {sequence.num_tokens} tokens from the prefix cache")
         if len(sequence.output_token_ids) >= sequence.request.params.max_tokens:
             found.append(f"{name} went past max_tokens")
     return found

@@ -15,12 +15,16 @@ class Chunk:
     sequence: Sequence
     num_tokens: int
     samples: bool
+    start: int
+    """Tokens before the chunk: those computed, or those that ``cached_blocks`` hold."""
+    cached_blocks: tuple[int, ...] = ()
+    """Blocks that a sequence without any takes over first."""
 
     @property
     def prompt_rows(self) -> range:
         """The tokens of the chunk, counted from its first, after which the log-probabilities of the prompt's next token are
         wanted."""
-        sequence, start = self.sequence, self.sequence.num_computed
+        sequence, start = self.sequence, self.start
         if sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
             return range(0)
         first = max(start, sequence.num_prompt_logprobs_known)

@@ -83,3 +83,5 @@ class Request:
     """Class of urgency, the lowest first; only for the policy that serves by classes."""
     tenant: str = ""
     """On whose behalf, for policies that share the machine fairly."""
+    cache_salt: str = ""
+    """Only requests with the same one share blocks of the prefix cache."""

@@ -2,10 +2,11 @@
 
 ::
 
-    plan ──► enter: preempt, allocate ──► run ──► commit: tokens appended, blocks kept
-                                           └─ failed ─► exit: new blocks returned, sequences as they were
+    plan ──► enter: preempt, take over, allocate ──► run ──► commit: tokens appended, blocks kept, full ones findable
+                                                      └─ failed ─► exit: new blocks returned, sequences as they were
 
-Preemptions are not undone by a failure: a preempted sequence is whole (its tokens are all there) and merely waits.
+Preemptions are not undone by a failure: a preempted sequence is whole (its tokens are all there) and merely waits. A block can be
+found by others (``prefix_cache.py``) only after the run that filled it was committed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from fastserve.core.events import Event, Failed, PromptLogprobs, Timeline, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
-from fastserve.core.plan import SampledToken, StepPlan
+from fastserve.core.plan import Chunk, SampledToken, StepPlan
 from fastserve.core.request import FinishReason
 from fastserve.core.sequence import Sequence, SequenceStatus
 from fastserve.errors import FastServeError
@@ -50,21 +51,33 @@ class Reservation:
         for sequence in self.plan.preempted:
             self._scheduler.preempt(sequence)
         try:
+            self._take_over_cached()
             self._allocate()
         except BaseException:
             self._roll_back()
             raise
         return self
 
+    def _take_over_cached(self) -> None:
+        """All of the plan's, before anything is allocated: that may evict what nobody holds."""
+        for chunk in self.plan.chunks:
+            if chunk.cached_blocks:
+                sequence = chunk.sequence
+                self._scheduler.pool.share(chunk.cached_blocks)
+                self._taken.append(_Before(sequence, 0, sequence.num_computed, sequence.status, None))
+                sequence.block_table.extend(chunk.cached_blocks)
+                sequence.num_computed = chunk.start
+
     def _allocate(self) -> None:
         pool = self._scheduler.pool
         for chunk in self.plan.chunks:
             sequence, table = chunk.sequence, chunk.sequence.block_table
-            written = sequence.next_write(pool.block_size)
+            # What follows cached blocks goes to new ones; a last token that they hold already is not written.
+            written = None if chunk.cached_blocks else sequence.next_write(pool.block_size)
             shared = written if written is not None and pool.ref_count(written) > 1 else None
-            missing = pool.blocks_missing(len(table), sequence.num_computed + chunk.num_tokens)
+            missing = pool.blocks_missing(len(table), chunk.start + chunk.num_tokens)
             fresh = pool.allocate(missing + (shared is not None))
-            self._taken.append(_Before(sequence, len(table), sequence.status, shared))
+            self._taken.append(_Before(sequence, len(table), sequence.num_computed, sequence.status, shared))
             if shared is not None:
                 table[table.index(shared)] = own = fresh.pop()
                 pool.release([shared])
@@ -93,7 +106,7 @@ class Reservation:
         """
         self._committed = True
         for chunk in self.plan.chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
+            self._count_computed(chunk)
         events: list[Event] = []
         for sequence, positions in prompt_logprobs.items():
             sequence.num_prompt_logprobs_known += len(positions)
@@ -108,6 +121,16 @@ class Reservation:
         for (sequence, token), reason in zip(pairs, reasons, strict=True):
             events += self._tell(sequence, token, reason)
         return events
+
+    def _count_computed(self, chunk: Chunk) -> None:
+        sequence, cache = chunk.sequence, self._scheduler.prefix_cache
+        begins = chunk.start == 0 or bool(chunk.cached_blocks)
+        if begins and sequence.num_preemptions == 0:
+            sequence.num_prompt_cached = chunk.start
+            cache.count(sequence)
+        sequence.num_computed += chunk.num_tokens
+        sequence.num_cached = 0
+        cache.register(sequence, chunk.start)
 
     def _append(self, sequence: Sequence, token: SampledToken | FastServeError) -> FinishReason | None:
         """Why the sequence ends with this token, if it does."""
@@ -133,6 +156,7 @@ class Reservation:
         pool = self._scheduler.pool
         for before in reversed(self._taken):
             table = before.sequence.block_table
+            before.sequence.num_computed = before.num_computed
             pool.release(reversed(table[before.num_blocks :]))
             del table[before.num_blocks :]
             before.sequence.status = before.status
@@ -151,6 +175,7 @@ class _Before:
 
     sequence: Sequence
     num_blocks: int
+    num_computed: int
     status: SequenceStatus
     copied: int | None
 
@@ -160,7 +185,7 @@ def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason |
     request = sequence.request
     timeline = None
     if request.return_timing and sequence.started is not None:
-        timeline = Timeline(sequence.started, sequence.num_preemptions)
+        timeline = Timeline(sequence.started, sequence.num_preemptions, sequence.num_prompt_cached)
     return TokenEvent(
         request.request_id,
         token.token_id,

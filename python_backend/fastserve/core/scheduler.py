@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 
 from fastserve.core.admission import Deadlines, Queue, QueueLimits
-from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import StepPlan
 from fastserve.core.planner import Planner, StepLimits
 from fastserve.core.policy import Policy, PriorityClasses
+from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import Sequence, SequenceStatus
@@ -18,9 +18,11 @@ from fastserve.errors import InvalidRequest, RequestTooLong, UnsupportedFeature
 class Scheduler:
     """Decides which tokens are computed in which iteration and who holds which blocks."""
 
-    def __init__(self, limits: StepLimits, pool: BlockPool, policy: Policy, *, max_model_len: int, queue: QueueLimits) -> None:
-        """``max_model_len``: longest prompt + output in tokens. ``queue``: unfinished requests accepted."""
-        self.pool = pool
+    def __init__(self, limits: StepLimits, cache: PrefixCache, policy: Policy, *, max_model_len: int, queue: QueueLimits) -> None:
+        """``cache``: of the pool that holds the sequences. ``max_model_len``: longest prompt + output in tokens. ``queue``:
+        unfinished requests accepted."""
+        self.pool = cache.pool
+        self.prefix_cache = cache
         self.max_model_len = max_model_len
         self._limits = limits
         self.policy = policy
@@ -61,6 +63,7 @@ class Scheduler:
         sequence = Sequence(request)
         self._sequences[request.request_id] = [sequence]
         self._queue.enter(request.tenant)
+        sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
         self.policy.add(sequence, now)
         self._deadlines.add(request.deadline, request.request_id)
         return sequence
@@ -88,7 +91,9 @@ class Scheduler:
         """Let an answer begin where the first one of its request is, which has just computed the prompt: with its blocks."""
         self.pool.share(first.block_table)
         sequence.block_table.extend(first.block_table)
+        sequence.block_digests.extend(first.block_digests)
         sequence.num_computed, sequence.started, sequence.status = first.num_computed, first.started, first.status
+        sequence.num_prompt_cached = first.num_prompt_cached
         self._sequences[first.request.request_id].append(sequence)
         self.holders[sequence] = None
         self.policy.add(sequence, now)
@@ -111,16 +116,18 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next iteration; changes nothing."""
-        return Planner(self._limits, self.pool, self.policy, self.holders, now).plan()
+        return Planner(self._limits, self.prefix_cache, self.policy, self.holders, now).plan()
 
     def reserve(self, plan: StepPlan) -> Reservation:
         """A context manager that holds the blocks of ``plan`` and gives them back unless it is committed."""
         return Reservation(self, plan)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's blocks away; its tokens will be computed again (recompute preemption)."""
+        """Take a sequence's blocks away; its tokens will be computed again (recompute preemption), but for what it finds of them
+        in the prefix cache then."""
         self._release_blocks(sequence)
         sequence.num_computed = 0
+        sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1

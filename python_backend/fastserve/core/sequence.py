@@ -27,14 +27,20 @@ class Sequence:
 
     The newest output token is never computed yet: it is the input of the next step. The first answer computes the prompt;
     the others begin with its blocks, and no sequence writes to a block that stands in another's table.
+
+    ``block_digests`` and ``num_cached`` are the prefix cache's: digests of its first full blocks, as far as they were asked for,
+    and, until it is computed (again), how many tokens the cache held when it came or lost its blocks.
     """
 
     __slots__ = (
+        "block_digests",
         "block_table",
         "constraint",
         "index",
+        "num_cached",
         "num_computed",
         "num_preemptions",
+        "num_prompt_cached",
         "num_prompt_logprobs_known",
         "output_token_ids",
         "request",
@@ -49,9 +55,12 @@ class Sequence:
         self.output_token_ids: list[int] = []
         self.num_prompt_logprobs_known = 0  # of num_prompt_logprobs; a preempted sequence keeps them
         self.num_computed = 0
+        self.num_cached = 0
+        self.num_prompt_cached = 0  # tokens that it found in the pool when it began
         self.num_preemptions = 0
         self.started: float | None = None  # when it first took part in an iteration, seconds on the engine's clock
         self.block_table: list[int] = []
+        self.block_digests: list[bytes] = []
         self.status = SequenceStatus.WAITING
         constraint = request.params.constraint
         self.constraint = None if constraint is None else constraint.fork()  # as far as output_token_ids, also when preempted
@@ -62,7 +71,8 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        return self.num_tokens - self.num_computed
+        """Tokens to compute before another one can be drawn; of a sequence without blocks as far as is known."""
+        return self.num_tokens - max(self.num_computed, self.num_cached)
 
     @property
     def num_prompt_logprobs(self) -> int:

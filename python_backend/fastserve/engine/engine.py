@@ -64,7 +64,8 @@ class Engine:
         self.reset_counters()
 
     def reset_counters(self) -> None:
-        """Start counting again: what was run so far was not for a client."""
+        """Start counting again, with an empty prefix cache: what was run so far was not for a client."""
+        self.scheduler.prefix_cache.reset()
         self._prompt_tokens = self._generation_tokens = self._computed_tokens = self._steps = 0
         self._step_seconds = 0.0
         self.times = StepTimes(self._clock)
@@ -136,8 +137,8 @@ class Engine:
         plan = reservation.plan
         with as_step_failure():
             self._kv_cache.copy_blocks(reservation.copies)
-            inputs = [_sequence_input(chunk) for chunk in plan.chunks]
-            batch = self._packer.pack(inputs)
+            block_size = self.scheduler.pool.block_size
+            batch = self._packer.pack([_sequence_input(chunk, block_size) for chunk in plan.chunks])
             self.times.end("pack")
             logits = self._runner.run(batch, self._kv_cache)
             self.times.end("run")
@@ -165,20 +166,22 @@ class Engine:
             waiting=len(self.scheduler) - running,
             blocks_used=pool.num_used,
             blocks_free=pool.num_free,
+            blocks_cached=pool.num_cached,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             computed_tokens=self._computed_tokens,
             steps=self._steps,
             preemptions=self.scheduler.num_preemptions,
+            prefix_queries=self.scheduler.prefix_cache.num_queried_tokens,
+            prefix_hits=self.scheduler.prefix_cache.num_hit_tokens,
             step_seconds=self._step_seconds,
         )
 
 
-def _sequence_input(chunk: Chunk) -> SequenceInput:
-    sequence = chunk.sequence
-    start = sequence.num_computed
-    tokens = sequence.tokens(start, start + chunk.num_tokens)
-    return SequenceInput(tokens, start, sequence.block_table, chunk.samples, chunk.prompt_rows)
+def _sequence_input(chunk: Chunk, block_size: int) -> SequenceInput:
+    tokens = chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens)
+    num_cached = max(0, len(chunk.cached_blocks) * block_size - chunk.start)
+    return SequenceInput(tokens, chunk.start, chunk.sequence.block_table, chunk.samples, chunk.prompt_rows, num_cached)
 
 
 def _split_rows(logits: Logits, plan: StepPlan) -> tuple[Logits, dict[CoreSequence, list[PositionLogprobs]]]:
@@ -189,7 +192,7 @@ def _split_rows(logits: Logits, plan: StepPlan) -> tuple[Logits, dict[CoreSequen
     for chunk in plan.chunks:
         sequence, rows = chunk.sequence, chunk.prompt_rows
         if rows and (count := sequence.request.params.prompt_logprobs) is not None:
-            start = sequence.num_computed + rows.start + 1
+            start = chunk.start + rows.start + 1
             followers = sequence.tokens(start, start + len(rows))
             positions[sequence] = prompt_logprobs(logits[row : row + len(rows)], followers, count)
         row += len(rows)

@@ -14,6 +14,7 @@ from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy, needs_costs
 from fastserve.core.policy.fcfs import FirstComeFirstServed
+from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.cost_file import CostFile, circumstances
@@ -64,7 +65,7 @@ def load_engine(
     cost_model = CostModel(0.0, 0.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     scheduler = Scheduler(
         limits,
-        BlockPool(num_blocks, config.block_size),
+        PrefixCache(BlockPool(num_blocks, config.block_size), mode=config.prefix_cache, identity=_identity(manifest, config)),
         FirstComeFirstServed(),
         max_model_len=max_model_len,
         queue=QueueLimits(config.max_queue_size, config.max_queue_size_per_tenant),
@@ -82,6 +83,11 @@ def load_engine(
     # Nothing of the warm-up stays: a policy that learns would take it for traffic.
     scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy)
     return engine
+
+
+def _identity(manifest: ModelManifest, config: EngineConfig) -> str:
+    """What keys and values depend on beside the tokens: the model's files and how they are stored."""
+    return " ".join((config.kv_cache_dtype, *(entry.sha256 for _, entry in sorted(manifest.files.items()))))
 
 
 def max_model_len_of(manifest: ModelManifest, config: EngineConfig) -> int:

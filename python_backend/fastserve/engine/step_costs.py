@@ -29,6 +29,7 @@ def _profile(engine: Engine, num_tokens: int, clock: Callable[[], float]) -> Non
     """Prefills of several sizes, each a step, and decodes."""
     samples: list[tuple[int, float]] = []
     for size in (num_tokens - 2, num_tokens // 2, num_tokens // 4):
+        engine.reset_counters()  # nothing of what comes is in the prefix cache
         part = (0,) * max(1, size)
         engine.submit(Request(WARM_UP_REQUEST_ID, part, SamplingParams(max_tokens=4, temperature=0.0)))
         tokens_of_step = len(part)

@@ -14,6 +14,7 @@ from fastserve.core.plan import SampledToken, StepPlan
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import Policy, make_policy
 from fastserve.core.policy.srpt_oracle import ShortestRemainingFirst
+from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.simulator.workload import Job
@@ -87,7 +88,7 @@ class _Simulation:
         pool_tokens = machine.kv_tokens or machine.max_num_seqs * machine.max_model_len
         self._scheduler = Scheduler(
             StepLimits(machine.max_num_seqs, machine.max_batched_tokens),
-            BlockPool(-(-pool_tokens // BLOCK_SIZE), BLOCK_SIZE),
+            PrefixCache(BlockPool(-(-pool_tokens // BLOCK_SIZE), BLOCK_SIZE), mode="off"),  # a trace has lengths, no tokens
             _policy(policy, machine.cost_model(), {number: job.output_tokens for number, job in enumerate(jobs)}),
             max_model_len=machine.max_model_len,
             queue=QueueLimits(len(jobs)),

@@ -80,7 +80,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _tenant(value: Any) -> str:
+def _name(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 256:
         raise ValueError
     return value
@@ -139,7 +139,8 @@ PARAMETERS: dict[str, Parameter] = {
     "deadline_ms": Parameter(whole_number(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
     "truncate_prompt_tokens": Parameter(whole_number(1), "a whole number, at least 1", None),
     "priority": Parameter(whole_number(-100, 100), "a whole number from -100 (the most urgent) to 100", 0),
-    "tenant": Parameter(_tenant, "a string of at most 256 characters", ""),
+    "tenant": Parameter(_name, "a string of at most 256 characters", ""),
+    "cache_salt": Parameter(_name, "a string of at most 256 characters", ""),
     "messages": Parameter(_messages, 'a non-empty list of {"role": string, "content": string}', None),
     "tools": Parameter(_tools, "a list of JSON objects", ()),
     "json": Parameter(read_json_guide, JSON_ALLOWED, None),

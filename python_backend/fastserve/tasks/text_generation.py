@@ -104,6 +104,7 @@ class TextGeneration:
             return_timing=item.return_timing,
             priority=values["priority"],
             tenant=values["tenant"],
+            cache_salt=values["cache_salt"],
         )
         excluded = item.exclude_input_in_output
         echo = prompt if not item.stream and not excluded and values["messages"] is None else ""

@@ -30,7 +30,8 @@ GAUGES = (
     ),
     Family("vllm:num_requests_waiting", "Requests accepted that are not computed yet or not at the moment", "waiting"),
     Family("fastserve:kv_blocks_used", "KV blocks in use", "blocks_used"),
-    Family("fastserve:kv_blocks_free", "KV blocks that are free", "blocks_free"),
+    Family("fastserve:kv_blocks_free", "KV blocks that are free, those of the prefix cache among them", "blocks_free"),
+    Family("fastserve:kv_blocks_cached", "Free KV blocks that the prefix cache finds again", "blocks_cached"),
 )
 COUNTERS = (
     Family(
@@ -38,6 +39,8 @@ COUNTERS = (
     ),
     Family("vllm:generation_tokens_total", "Tokens generated", "generation_tokens"),
     Family("vllm:num_preemptions_total", "Requests whose KV blocks were taken away to be recomputed", "preemptions"),
+    Family("vllm:prefix_cache_queries_total", "Prompt tokens that were looked up in the prefix cache", "prefix_queries"),
+    Family("vllm:prefix_cache_hits_total", "Prompt tokens that the prefix cache held: not computed again", "prefix_hits"),
     Family("fastserve:iterations_total", "Iterations of the model", "steps"),
     Family("fastserve:iteration_seconds_total", "Seconds spent in iterations", "step_seconds"),
 )
