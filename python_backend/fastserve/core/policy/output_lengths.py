@@ -44,10 +44,12 @@ class OutputLengths:
         prior: OutputLengths | None = None,
         keep: float = 0.9995,
         prior_weight: float = 2.0,
+        unseen_hazard: float = UNSEEN_HAZARD,
         brevity: float = 0.0,
     ) -> None:
-        """``prior``: what is known of answers like these, with the same edges. ``keep``: weight that the past keeps at each
-        answer that ends. ``prior_weight``: answers that the prior counts for in a bin. ``brevity``: see :meth:`gittins_index`."""
+        """``prior``: what is known of answers like these, with the same edges; without one, ``unseen_hazard`` is the chance to
+        end in any bin. ``keep``: weight that the past keeps at each answer that ends. ``prior_weight``: answers that the prior
+        counts for in a bin. ``brevity``: see :meth:`gittins_index`."""
         self._prior = prior
         self.edges = tuple(edges)
         self._growth = 1.0 / keep
@@ -55,6 +57,7 @@ class OutputLengths:
         self._ended = [0.0] * (len(edges) - 1)
         self._passed = [0.0] * (len(edges) - 1)
         self._prior_weight = prior_weight
+        self._unseen_hazard = unseen_hazard
         self._brevity = brevity
         self._rewards = [((low + high + 1) / 2) ** -brevity for low, high in itertools.pairwise(edges)]
         self._hazards: list[float] = []
@@ -84,7 +87,7 @@ class OutputLengths:
             self._passed = [count / self._weight for count in self._passed]
             self._weight = 1.0
         prior = self._prior_weight * self._weight
-        unseen = self._prior._hazards if self._prior else [UNSEEN_HAZARD] * len(self._ended)
+        unseen = self._prior._hazards if self._prior else [self._unseen_hazard] * len(self._ended)
         self._hazards = [
             (ended + prior * hazard) / (ended + passed + prior)
             for ended, passed, hazard in zip(self._ended, self._passed, unseen, strict=True)
