@@ -1,9 +1,10 @@
 """Policies on the real engine, through a real Triton, beside the simulator's prediction: ``make bench-policies``.
 
-Every policy serves the same chat prompts at the same times, greedily, so every answer is the same, too; how long it will be no
-policy knows. One Triton holds a model for each policy; they take turns, and every round begins with another one and with servers
-that have learned nothing. What steps cost is what the server measured when it loaded the model, times one factor that lets a
-simulation of everybody asking at once end when the measurement did.
+Every policy serves the same chat prompts at the same times, with lengths of answers as in the trace: each answer is drawn with a
+seed of its own, so it is the same under every policy, and a stop token ends it where it should, which no policy can foresee. One
+Triton holds a model for each policy; they take turns, and every round begins with another one and with servers that have learned
+nothing. What steps cost is what the server measured when it loaded the model, times one factor that lets a simulation of
+everybody asking at once end when the measurement did.
 
 A slice is that measurement ("all at once"), or one round at one load; results so far are kept in ``--output``, and ``--slices N``
 does the next N, so that each is a few minutes of a quiet machine. Run again to go on; other settings start anew.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from policy_results import summarize_runs
-from policy_workload import Ask, prompts_of
+from policy_workload import MARGIN, Ask, Ending, asks_of, ending_near, parameters
 from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
@@ -61,7 +62,7 @@ class Bench:
     asks: Sequence[Ask]
     settings: Mapping[str, Any]
 
-    def parameters(self, policy: str) -> dict[str, Any]:
+    def settings_of(self, policy: str) -> dict[str, Any]:
         """Of config.pbtxt."""
         arguments = self.arguments
         return {
@@ -88,16 +89,19 @@ def run_slice(bench: Bench, part: Slice, found: dict[str, Any]) -> None:
         policies = [COST_AWARE] if part.load is None else list(bench.arguments.policy)
         turn = part.round % len(policies)
         for policy in policies:
-            _add_model(work / "repository" / policy, bench.model, bench.parameters(policy))
+            _add_model(work / "repository" / policy, bench.model, bench.settings_of(policy))
         options = LaunchOptions(environment={"FASTSERVE_CACHE": str(work / "cache")})
         with TritonLauncher(work / "repository", options) as triton:
             if part.load is None:
                 _all_at_once(bench, triton.grpc_url, work / "cache", found)
                 return
-            due = [job.arrival_s for job in arrivals(found, part.load, bench.arguments)]
+            due, endings = [job.arrival_s for job in arrivals(found, part.load, bench.arguments)], endings_of(found)
             for policy in policies[turn:] + policies[:turn]:
-                samples = _ask_all(bench, triton.grpc_url, policy, due)
-                found["runs"].append({"load": part.load, "round": part.round, "policy": policy, **_figures(samples)})
+                samples = _run(bench, triton.grpc_url, policy, due, endings)
+                pairs = zip(samples, endings, strict=True)
+                other = sum(sample.output_tokens != ending.output_tokens for sample, ending in pairs)
+                what = {"load": part.load, "round": part.round, "policy": policy, "answers_of_other_length": other}
+                found["runs"].append({**what, **_figures(samples)})
 
 
 def _add_model(folder: Path, model: Path, parameters: Mapping[str, Any]) -> None:
@@ -107,19 +111,18 @@ def _add_model(folder: Path, model: Path, parameters: Mapping[str, Any]) -> None
     (folder / "1").symlink_to(model.resolve())
 
 
-def _ask_all(bench: Bench, url: str, policy: str, due: Sequence[float]) -> list[Sample]:
+def _run(bench: Bench, url: str, policy: str, due: Sequence[float], endings: Sequence[Ending]) -> list[Sample]:
     """Samples in the order of the prompts. Raises ToolError when a request failed."""
     clock = WallClock()
     found: dict[int, Sample] = {}
     with connect(url) as client, watched(len(due)) as seen:
 
         def ask(number: int, started: float) -> Sample:
-            request = GenerateRequest(policy, messages=bench.asks[number].messages, parameters=bench.asks[number].parameters)
+            how = parameters(number, bench.arguments, endings[number])
+            request = GenerateRequest(policy, messages=bench.asks[number].messages, parameters=how)
             found[number] = ask_generator(client, request, started, clock)
             return found[number]
 
-        warm = GenerateRequest(policy, text="Hello", parameters={"max_tokens": 2, "temperature": 0})
-        ask_generator(client, warm, clock.now(), clock)
         open_loop(ask, due, clock, seen)
     if failed := [sample for sample in found.values() if sample.error is not None]:
         raise ToolError(f"{len(failed)} requests failed under {policy}: {failed[0].error}: {failed[0].message}")
@@ -127,22 +130,40 @@ def _ask_all(bench: Bench, url: str, policy: str, due: Sequence[float]) -> list[
 
 
 def _all_at_once(bench: Bench, url: str, cache: Path, found: dict[str, Any]) -> None:
-    """What steps cost, and how long each prompt and answer is."""
-    samples = _ask_all(bench, url, COST_AWARE, [0.0] * len(bench.asks))
+    """What steps cost, and where answers can be made to end."""
+    clock, token_ids, inputs = WallClock(), dict[int, list[int]](), dict[int, int]()
+    with connect(url) as client, watched(len(bench.asks)) as seen:
+
+        def ask(number: int, started: float) -> Sample:
+            wanted = bench.asks[number]
+            how = {**parameters(number, bench.arguments, None), "max_tokens": wanted.output_tokens + MARGIN}
+            returns = ("num_input_tokens", "output_ids")
+            request = GenerateRequest(COST_AWARE, messages=wanted.messages, parameters=how, returns=returns)
+            with client.stream(request) as responses:
+                answers = list(responses)
+            token_ids[number] = [token for answer in answers for token in answer.output_ids]
+            inputs[number] = next(answer.num_input_tokens for answer in answers if answer.num_input_tokens)
+            return Sample(started, answers[-1].arrival)
+
+        samples = open_loop(ask, [0.0] * len(bench.asks), clock, seen)
     seconds = max(sample.ended for sample in samples) - min(sample.started for sample in samples)
-    lengths = [(sample.input_tokens or 1, max(sample.output_tokens, 1)) for sample in samples]
+    endings = [ending_near(token_ids[number], inputs[number], ask.output_tokens) for number, ask in enumerate(bench.asks)]
     (file,) = cache.glob("costs-*.json")
     measured = json.loads(file.read_text(encoding="utf-8"))
     costs = (measured["base_s"], measured["token_s"])
-    predicted = _simulate([Job(*pair) for pair in lengths], COST_AWARE, costs, bench.arguments).seconds
-    found.update(
-        lengths=lengths, profile_s=costs, factor=seconds / predicted, costs_s=[seconds / predicted * cost for cost in costs]
-    )
+    jobs = [Job(inputs[number], len(token_ids[number])) for number in range(len(samples))]
+    factor = seconds / _simulate(jobs, COST_AWARE, costs, bench.arguments).seconds
+    found.update(profile_s=costs, factor=factor, costs_s=[factor * cost for cost in costs])
+    found["endings"] = [dataclasses.asdict(ending) for ending in endings]
+
+
+def endings_of(found: Mapping[str, Any]) -> list[Ending]:
+    return [Ending(**ending) for ending in found["endings"]]
 
 
 def arrivals(found: Mapping[str, Any], load: float, arguments: argparse.Namespace) -> list[Job]:
     """Poisson, the same for every policy and round."""
-    jobs = [Job(*pair) for pair in found["lengths"]]
+    jobs = [Job(ending.input_tokens, ending.output_tokens) for ending in endings_of(found)]
     costs = _machine(found["costs_s"], arguments).cost_model()
     return arrive(jobs, load, costs, pattern="poisson", random_=random.Random(arguments.seed))
 
@@ -218,7 +239,7 @@ def main() -> None:
         if arguments.model is None:
             demo = prepare(None, DEMO)
             arguments.model = demo.repository / demo.name / "1"
-        bench = Bench(arguments, arguments.model, prompts_of(arguments), settings)
+        bench = Bench(arguments, arguments.model, asks_of(arguments), settings)
         found = read_results(arguments.output, settings)
         todo = [part for part in slices(arguments) if [part.load, part.round] not in found["done"]]
         for part in todo[: arguments.slices]:

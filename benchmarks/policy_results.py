@@ -22,6 +22,10 @@ def summarize_runs(found: Found, predicted: Sequence[Found], console: Console) -
     """Medians over the rounds, in seconds; ratios to fcfs are medians of the rounds' own."""
     base, token = (cost * 1e3 for cost in found["costs_s"])
     console.print(f"a step: {base:.2f} ms and {token:.3f} ms a token ({found['factor']:.2f} times what was measured at load)")
+    other = sum(run["answers_of_other_length"] for run in found["runs"])
+    console.print(
+        f"{len(found['runs'])} runs of {len(found['endings'])} requests; {other} answers were of another length than expected"
+    )
     lines = ["| load | policy | measure | s | / fcfs | simulated s | simulated / fcfs | off by |"]
     lines.append("| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for load in sorted({run["load"] for run in found["runs"]}):
