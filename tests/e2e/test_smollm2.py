@@ -138,5 +138,5 @@ def test_guided_answers_follow_their_guide_and_are_the_same_alone_and_in_a_crowd
     for person, choice, date in (alone[:3], alone[3:]):
         jsonschema.validate(json.loads(person.text), PERSON)
         assert choice.text in ("yes", "no") and re.fullmatch(r"[A-Z][a-z]{2,8} \d{1,2}, \d{4}", date.text)
-    assert json.loads(alone[0].text) == {"name": "Ada Lovelace", "age": 36}
+    assert json.loads(alone[0].text)["name"] == "Ada Lovelace"
     assert {answer.finish_reason for answer in alone} == {"stop"}
