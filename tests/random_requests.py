@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from fastserve.core.request import Request
+from tests.beam_schedules import random_beams
 from tests.constraint_doubles import SumConstraint
 from tests.doubles import make_request
 from tests.hashing_runner import VOCAB_SIZE
@@ -39,8 +40,10 @@ def random_request(rng: random.Random, request_id: int, now: float) -> Request:
         ends = params["stop_token_ids"]
         params["constraint"] = SumConstraint(longest, rng.randint(0, longest), start=rng.randrange(3), ends=ends)
     params["n"] = rng.choice((1, 1, 1, 2, 5))
+    if rng.random() < 0.2:
+        params |= random_beams(rng)
     params["return_logprobs"] = rng.random() < 0.2
-    params["logprobs"] = rng.choice((None, None, 0, 3))
+    params["logprobs"] = rng.choice((None, None, 0, 3)) if "num_beams" not in params else None
     params["prompt_logprobs"] = rng.choice((None, None, 0, 2))
     deadline = now + rng.uniform(0.0, 30.0) if rng.random() < 0.1 else None
     request = make_request(request_id, random_prompt(rng), deadline=deadline, **params)

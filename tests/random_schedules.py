@@ -24,6 +24,7 @@ from fastserve.core.request import FinishReason, Request, SamplingParams
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import SequenceStatus
 from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
+from tests.beam_schedules import BEAM_EVENT_KINDS, count_beams
 from tests.constraint_doubles import SumConstraint
 from tests.doubles import FakeClock, Outcome, collect, make_engine, run_to_end
 from tests.random_requests import random_request
@@ -45,6 +46,7 @@ EVENT_KINDS = (
     "failed runs",
     "withdrawn answers",
     "completed constraints",
+    *BEAM_EVENT_KINDS,
     "FinishReason.STOP",
     "FinishReason.LENGTH",
     "aborted",
@@ -221,6 +223,7 @@ WATCHERS: tuple[Callable[[Schedule], AbstractContextManager[None]], ...] = (
     copied_blocks,
     failed_runs,
     found_blocks,
+    lambda schedule: count_beams(schedule.engine.scheduler, schedule.seen),
 )
 
 
@@ -265,6 +268,7 @@ def check_outcome(schedule: Schedule, request: Request, outcome: Outcome) -> str
         if isinstance(constraint := request.params.constraint, SumConstraint):
             assert constraint.follows(found.token_ids)
             schedule.seen["completed constraints"] += FinishReason.STOP in found.endings
+    schedule.seen["beam searches"] += request.params.num_beams > 1 and not early
     assert outcome.prompt_logprobs == alone.prompt_logprobs[: len(outcome.prompt_logprobs)]
     assert not outcome.token_ids or outcome.prompt_logprobs == alone.prompt_logprobs
     single = run_alone(request.prompt_token_ids, dataclasses.replace(request.params, n=1))

@@ -59,9 +59,8 @@ def test_a_request_that_is_wrong_is_an_invalid_argument(refusal):
         assert refusal(inputs)[0] == "INVALID_ARG"
 
 
-@pytest.mark.parametrize("parameters", [{"num_beams": 2}, {"priority": 1}])
-def test_what_this_version_cannot_do_is_unsupported(refusal, parameters):
-    assert refusal(question(parameters, text_input="hello"))[0] == "UNSUPPORTED"
+def test_what_this_model_cannot_do_is_unsupported(refusal):
+    assert refusal(question({"priority": 1}, text_input="hello"))[0] == "UNSUPPORTED"
 
 
 def test_a_deadline_that_passes_is_unavailable(refusal):

@@ -96,7 +96,12 @@ WRONG = {
     "echo of a stream": Wrong(TEXT | {"stream": True, "exclude_input_in_output": False}, ("exclude_input_in_output: got False",)),
     "tools alone": Wrong(question({"tools": [{"a": 1}]}, **TEXT), ("tools: got [{'a': 1}]", "messages beside them")),
     "blank bad word": Wrong(question({"bad_words": " "}, **TEXT), ("bad_words: got ' '", "tokenizer has tokens for")),
-    "unsupported parameter": Wrong(question({"num_beams": 2}, **TEXT), "num_beams: 2 is not supported by this version"),
+    "unsupported parameter": Wrong(
+        question({"priority": 1}, **TEXT), "priority: got 1; it needs policy priority in the model's config.pbtxt"
+    ),
+    "stream of beams": Wrong(
+        question({"num_beams": 2}, stream=True, **TEXT), ("num_beams: got 2, allowed: 1 when stream is true",)
+    ),
     "best_of below n": Wrong(question({"n": 3, "best_of": 2}, **TEXT), "best_of: got 2, allowed: at least n (3)"),
     "greedy answers": Wrong(question({"n": 2, "temperature": 0}, **TEXT), ("n: got 2, allowed: 1 when temperature is 0",)),
     "best of a stream": Wrong(

@@ -34,7 +34,7 @@ ENDINGS = {
     "stop": question({"stop_token_ids": list(range(269))}, **TEXT),
     "length": question({"max_tokens": 2, "ignore_eos": True}, **TEXT),
     "invalid_arg": question({"temperature": -1}, **TEXT),
-    "unsupported": question({"num_beams": 2}, **TEXT),
+    "unsupported": question({"priority": 1}, **TEXT),
     "unavailable": question(FOREVER | {"deadline_ms": 1}, input_ids=[5] * 200),
 }
 

@@ -140,3 +140,17 @@ def test_guided_answers_follow_their_guide_and_are_the_same_alone_and_in_a_crowd
         assert choice.text in ("yes", "no") and re.fullmatch(r"[A-Z][a-z]{2,8} \d{1,2}, \d{4}", date.text)
     assert json.loads(alone[0].text)["name"] == "Ada Lovelace"
     assert {answer.finish_reason for answer in alone} == {"stop"}
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0])
+def test_beam_search_equals_transformers_while_others_are_served(smollm2_server, smollm2, tokenizer, length_penalty):
+    rng = random.Random(13)
+    texts = [make_text(rng, tokenizer, length) for length in (6, 17, 40)]
+    parameters = {"num_beams": 4, "length_penalty": length_penalty, "max_tokens": 16}
+    requests = [GenerateRequest(NAME, text=text, parameters=parameters, stream=False) for text in texts]
+    requests += [GenerateRequest(NAME, text=text, parameters={"temperature": 0, "max_tokens": 16}) for text in texts]
+    answers = ask_all(smollm2_server.grpc_url, requests, len(requests))
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    expected = [generate(smollm2, prompt, 16, num_beams=4, length_penalty=length_penalty) for prompt in prompts]
+    expected += [generate(smollm2, prompt, 16) for prompt in prompts]
+    assert [answer.output_ids for answer in answers] == expected

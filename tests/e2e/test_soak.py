@@ -18,7 +18,7 @@ NUM_WARM = 500
 CONCURRENCY = 32
 RSS_GROWTH = 1.03
 VOCAB_SIZE = 260
-BAD_PARAMETERS = ({"temperature": -1}, {"max_tokenss": 4}, {"top_p": "x"}, {"num_beams": 3}, {"max_tokens": 0}, {"stop": [""]})
+BAD_PARAMETERS = ({"temperature": -1}, {"max_tokenss": 4}, {"top_p": "x"}, {"priority": 3}, {"max_tokens": 0}, {"stop": [""]})
 
 
 def random_request(rng: random.Random) -> tuple[str, GenerateRequest]:

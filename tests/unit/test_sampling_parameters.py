@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.errors import InvalidRequest
 from fastserve.tasks.guided_decoding import MAX_CHOICES, MAX_GUIDE_BYTES, guide_of
-from fastserve.tasks.sampling_parameters import ALIASES, IGNORED, PARAMETERS, UNSUPPORTED, parse_sampling_parameters, read_truth
+from fastserve.tasks.sampling_parameters import ALIASES, IGNORED, PARAMETERS, parse_sampling_parameters, read_truth
 
 INF, NAN = float("inf"), float("nan")
 CHAT = [{"role": "user", "content": "hi"}]
@@ -18,6 +18,9 @@ HUGE = 10**400
 GOOD = {
     "n": [(1, 1), ("3", 3), (128, 128)],
     "best_of": [(1, 1), ("3", 3), (128, 128)],
+    "num_beams": [(1, 1), ("4", 4), (32, 32)],
+    "length_penalty": [(1, 1.0), ("0.5", 0.5), (-10, -10.0), (0, 0.0)],
+    "early_stopping": [(True, True), ("false", False), ("never", "never"), (0, False)],
     "max_tokens": [(1, 1), (100, 100), ("100", 100), (12.0, 12), ("12.0", 12), (" 7 ", 7)],
     "min_tokens": [(0, 0), (3, 3), ("3", 3)],
     "temperature": [(0, 0.0), (0.7, 0.7), ("0.7", 0.7), (100, 100.0), ("1e-1", 0.1), (1e-6, 0.0), ("0", 0.0)],
@@ -52,6 +55,9 @@ WRONG_NUMBERS = ["", "many", "0x10", [], [1], {}, {"a": 1}, True, False, INF, -I
 BAD = {
     "n": [*WRONG_NUMBERS, 0, -1, 129, 1.5],
     "best_of": [*WRONG_NUMBERS, 0, -1, 129, 1.5],
+    "num_beams": [*WRONG_NUMBERS, 0, -1, 33, 1.5],
+    "length_penalty": [*WRONG_NUMBERS, -10.1, 11],
+    "early_stopping": ["ever", "", 2, [], {}],
     "max_tokens": [*WRONG_NUMBERS, 0, -1, 1.5, "1.5", "1e3", "9" * 5000],
     "min_tokens": [*WRONG_NUMBERS, -1, 0.5],
     "temperature": [*WRONG_NUMBERS, -0.1, 100.5, HUGE, "1e999"],
@@ -87,6 +93,9 @@ BAD["messages"] += [[{"role": "assistant", "tool_calls": []}], [{"role": "assist
 RANGES = {
     "n": "from 1 to 128",
     "best_of": "from 1 to 128, at least n",
+    "num_beams": "from 1 to 32",
+    "length_penalty": "from -10 to 10",
+    "early_stopping": 'true, false or "never"',
     "max_tokens": "at least 1",
     "min_tokens": "at least 0",
     "temperature": "from 0 (greedy) to 100",
@@ -190,30 +199,8 @@ def test_keys_that_are_tritons_own_business_are_passed_over(key):
     assert parse({key: "anything"}) == parse({})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("num_beams", 5),
-        ("length_penalty", 0.5),
-    ],
-)
-def test_a_key_of_the_contract_that_is_not_implemented_says_so(key, value):
-    with pytest.raises(UnsupportedFeature, match=rf"^{key}: .*not supported by this version") as caught:
-        parse({key: value})
-    assert caught.value.field == key
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("num_beams", 1), ("length_penalty", 1.0), ("length_penalty", "1")] + [(key, None) for key in UNSUPPORTED],
-)
-def test_asking_for_nothing_of_what_is_not_implemented_is_accepted(key, value):
-    assert parse({key: value}) == parse({})
-
-
-def test_keys_are_implemented_or_not_but_never_both():
-    assert not set(UNSUPPORTED) & set(PARAMETERS)
-    assert not IGNORED & (set(PARAMETERS) | set(UNSUPPORTED))
+def test_no_key_has_two_meanings():
+    assert not IGNORED & set(PARAMETERS)
     assert set(ALIASES.values()) <= set(PARAMETERS)
 
 
@@ -240,6 +227,26 @@ def test_best_of_is_nothing_or_at_least_the_number_of_answers():
 def test_several_greedy_answers_are_refused_because_they_are_the_same(values, key):
     with pytest.raises(InvalidRequest, match=rf"^{key}: got 2, allowed: 1 when temperature is 0"):
         parse(values | {"temperature": 0})
+
+
+def test_beams_draw_nothing_so_no_temperature_is_meant():
+    assert parse({"num_beams": 4})["temperature"] == 0.0
+    assert parse({"num_beams": 4}, {"temperature": 0.7})["temperature"] == 0.0
+    assert parse({"num_beams": 4, "temperature": "0"})["temperature"] == 0.0
+    with pytest.raises(InvalidRequest, match=r"^temperature: got 0.7, allowed: 0 when num_beams is above 1"):
+        parse({"num_beams": 4, "temperature": 0.7})
+
+
+def test_as_many_answers_as_beams_may_be_asked_for():
+    assert parse({"num_beams": 4, "n": 4})["n"] == 4
+    with pytest.raises(InvalidRequest, match=r"^n: got 5, allowed: at most num_beams \(4\)"):
+        parse({"num_beams": 4, "n": 5})
+
+
+@pytest.mark.parametrize(("key", "value"), [("best_of", 4), ("logprobs", 0), ("json", True), ("regex", "a"), ("choice", ["a"])])
+def test_what_does_not_go_with_beams_is_refused_by_its_name(key, value):
+    with pytest.raises(InvalidRequest, match=rf"^{key}: got .*, allowed: no value when num_beams is above 1"):
+        parse({"num_beams": 2, key: value})
 
 
 def test_min_tokens_above_max_tokens_is_refused_whoever_set_it():

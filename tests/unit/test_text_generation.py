@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastserve.errors import InvalidRequest, ManifestError, RequestTooLong, UnsupportedFeature
+from fastserve.errors import InvalidRequest, ManifestError, RequestTooLong
 from fastserve.manifest import TokenizerSpec
 from fastserve.tasks.text_generation import GenerationInput, TextGeneration
 from fastserve.text.templates import ChatTemplate
@@ -292,6 +292,8 @@ def test_a_manifest_without_tokenizer_cannot_generate_text():
         make_task(tokenizer=None)
 
 
-def test_what_is_not_implemented_is_refused_as_such():
-    with pytest.raises(UnsupportedFeature, match=r"^num_beams: "):
-        prepare(text="a", num_beams=2)
+def test_beams_cannot_be_streamed():
+    with pytest.raises(InvalidRequest, match=r"^num_beams: got 2, allowed: 1 when stream is true"):
+        prepare(text="a", num_beams=2, stream=True)
+    params = prepare(text="a", num_beams=3, n=2, length_penalty=0.5, early_stopping="never").request.params
+    assert (params.num_beams, params.n, params.length_penalty, params.early_stopping) == (3, 2, 0.5, "never")

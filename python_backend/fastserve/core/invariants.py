@@ -10,7 +10,9 @@ from fastserve.core.sequence import SequenceStatus
 
 def violations(scheduler: Scheduler) -> list[str]:
     """Every broken invariant in words; empty when all hold."""
-    return _pool_violations(scheduler) + _cache_violations(scheduler) + _sequence_violations(scheduler)
+    return (
+        _pool_violations(scheduler) + _cache_violations(scheduler) + _sequence_violations(scheduler) + _beam_violations(scheduler)
+    )
 
 
 def _pool_violations(scheduler: Scheduler) -> list[str]:
@@ -77,7 +79,7 @@ def _sequence_violations(scheduler: Scheduler) -> list[str]:
             found.append(f"{name} is {sequence.status.value} with {len(sequence.block_table)} blocks")
         if sequence.num_computed > len(sequence.block_table) * scheduler.pool.block_size:
             found.append(f"{name} has {sequence.num_computed} computed tokens in {len(sequence.block_table)} blocks")
-        if not 0 <= sequence.num_computed < sequence.num_tokens:
+        if not 0 <= sequence.num_computed < sequence.num_tokens + sequence.rests:
             found.append(f"{name} has computed {sequence.num_computed} of {sequence.num_tokens} tokens")
         if len(sequence.block_table) > scheduler.pool.blocks_for(sequence.num_tokens):
             found.append(f"{name} holds more blocks than its tokens need")
@@ -85,4 +87,20 @@ def _sequence_violations(scheduler: Scheduler) -> list[str]:
             found.append(f"{name} hopes for {sequence.num_cached} of {sequence.num_tokens} tokens from the prefix cache")
         if len(sequence.output_token_ids) >= sequence.request.params.max_tokens:
             found.append(f"{name} went past max_tokens")
+    return found
+
+
+def _beam_violations(scheduler: Scheduler) -> list[str]:
+    found: list[str] = []
+    for search in {sequence.search for sequence in scheduler.sequences if sequence.search is not None}:
+        request = search.beams[0].request
+        name = f"request {request.request_id}"
+        if search.beams != [sequence for sequence in scheduler.sequences if sequence.request is request]:
+            found.append(f"the beams of {name} are not its sequences")
+        if search.is_complete or search.is_over:
+            found.append(f"{name} has nothing to wait for, but its beams rest")
+        if len({len(beam.output_token_ids) for beam in search.beams if not beam.rests or beam.block_table}) > 1:
+            found.append(f"beams of {name} are of different lengths")
+        if len(search.beams) not in (1, request.params.num_beams):
+            found.append(f"{name} has {len(search.beams)} of {request.params.num_beams} beams")
     return found

@@ -7,7 +7,8 @@ The rules, in the order of the policy:
 2. Every sequence that only needs its next token (decode) gets it; prefill chunks share what is left of
    ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
    Agrawal et al., 2023).
-3. A sequence short of blocks takes them from the least urgent sequences that hold any, never from a more urgent one.
+3. A sequence short of blocks takes them from beams that rest (``beam_search.py``), then from the least urgent sequences that
+   hold any, never from a more urgent one.
    The most urgent sequence always proceeds, because a request that could not fit alone was refused on arrival.
 
 A waiting sequence is looked up in the prefix cache when its turn comes, and never those behind it. Blocks it can take over are
@@ -101,6 +102,8 @@ class Planner:
         for sequence in self._policy.ordered(self._now):
             if len(selected) == self._limits.max_num_seqs:
                 break
+            if sequence.rests:
+                continue
             candidate = self._candidate(sequence)
             if not sequence.block_table and selected:
                 fits = room.fits(candidate.new_blocks + promised + len(selected), candidate.cached)
@@ -126,7 +129,7 @@ class Planner:
     def _other_holders(self, selected: list[_Candidate]) -> list[_Candidate]:
         """The most urgent holders of blocks that are not selected, as many as the step can take, the most urgent first."""
         chosen = {candidate.sequence for candidate in selected}
-        others = [sequence for sequence in self._holders if sequence not in chosen]
+        others = [sequence for sequence in self._holders if sequence not in chosen and not sequence.rests]
         most_urgent = list(self._policy.least_urgent(others, self._now))[::-1]
         return [self._candidate(sequence) for sequence in most_urgent[: self._limits.max_num_seqs - len(selected)]]
 
@@ -137,7 +140,7 @@ class Planner:
         missing = self._blocks_missing(candidate, num_tokens)
         while missing > self._free:
             if self._victims is None:
-                self._victims = self._policy.least_urgent(self._holders, self._now)
+                self._victims = self._least_urgent_holders()
             victim = next(self._victims, candidate.sequence)
             if victim in self._passed:
                 spare = self._free - self._idle(candidate.cached) - (self._shared_write(candidate.sequence) is not None)
@@ -154,6 +157,11 @@ class Planner:
             if (shared := self._shared_write(candidate.sequence)) is not None:
                 self._give_up([shared])
         return num_tokens
+
+    def _least_urgent_holders(self) -> Iterator[Sequence]:
+        """Those that hold blocks, the least urgent first: before all others who rests, because nothing waits for it alone."""
+        for rests in (True, False):
+            yield from self._policy.least_urgent([item for item in self._holders if item.rests is rests], self._now)
 
     def _give_up(self, blocks: Iterable[int]) -> None:
         """Drop a reference to each block; one without references is free."""

@@ -21,6 +21,12 @@ class SamplingParams:
 
     n: int = 1
     """Answers to one prompt, each a sequence of its own."""
+    num_beams: int = 1
+    """Beams of a beam search, whose ``n`` best answers are wanted; 1: tokens are drawn."""
+    length_penalty: float = 1.0
+    """Of a beam search: an answer's score is its log-probability over its length to this power."""
+    early_stopping: bool | str = False
+    """Of a beam search. True: ``num_beams`` answers end it; False, "never": that no better one is likely, is possible."""
     max_tokens: int = 16
     min_tokens: int = 0
     """Tokens before the first that may end the generation."""
@@ -60,7 +66,7 @@ class SamplingParams:
     def takes_likeliest(self) -> bool:
         """Whether every token is simply the likeliest of the model's own distribution."""
         changes = self.has_penalties or self.min_tokens or self.bad_words or self.constraint is not None
-        return self.greedy and not changes
+        return self.greedy and not changes and self.num_beams == 1
 
     @property
     def wants_likeliest_only(self) -> bool:

@@ -17,12 +17,13 @@ from collections.abc import Sequence as Items
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from fastserve.core.beam_search import BeamCandidates
 from fastserve.core.events import Event, Failed, PromptLogprobs, Timeline, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.plan import Chunk, SampledToken, StepPlan
 from fastserve.core.request import FinishReason
 from fastserve.core.sequence import Sequence, SequenceStatus
-from fastserve.errors import FastServeError
+from fastserve.errors import FastServeError, InvalidRequest
 
 if TYPE_CHECKING:
     from fastserve.core.scheduler import Scheduler
@@ -92,7 +93,7 @@ class Reservation:
 
     def commit(
         self,
-        tokens: Items[SampledToken | FastServeError],
+        tokens: Items[SampledToken | BeamCandidates | FastServeError],
         prompt_logprobs: Mapping[Sequence, Items[PositionLogprobs]] = MappingProxyType({}),
         *,
         started: float,
@@ -116,6 +117,7 @@ class Reservation:
         for first, *others in self.drawing:
             for sequence in others:
                 self._scheduler.begin_answer(sequence, first, self.plan.now)
+        self._move_beams()
         for chunk in self.plan.chunks:
             self._scheduler.policy.charge(chunk.sequence, chunk.num_tokens, started, ended)
         for (sequence, token), reason in zip(pairs, reasons, strict=True):
@@ -132,21 +134,45 @@ class Reservation:
         sequence.num_cached = 0
         cache.register(sequence, chunk.start)
 
-    def _append(self, sequence: Sequence, token: SampledToken | FastServeError) -> FinishReason | None:
+    def _move_beams(self) -> None:
+        """Let the searches go on all of whose beams have their candidates now."""
+        for search in dict.fromkeys(sequence.search for sequence in self.drawing_sequences):
+            if search is not None and search.is_complete and (continuations := search.advance()):
+                search.move(continuations, self._scheduler, self.plan.now)
+
+    def _append(self, sequence: Sequence, token: SampledToken | BeamCandidates | FastServeError) -> FinishReason | None:
         """Why the sequence ends with this token, if it does."""
+        if isinstance(token, BeamCandidates):
+            sequence.candidates = token
+            return None
         return None if isinstance(token, FastServeError) else sequence.append(token.token_id, self._scheduler.max_model_len)
 
-    def _tell(self, sequence: Sequence, token: SampledToken | FastServeError, reason: FinishReason | None) -> list[Event]:
+    def _tell(
+        self, sequence: Sequence, token: SampledToken | BeamCandidates | FastServeError, reason: FinishReason | None
+    ) -> list[Event]:
         request_id = sequence.request.request_id
         if sequence.status is SequenceStatus.FINISHED:  # with another answer of its request, which failed
             return []
         if isinstance(token, FastServeError):
             self._scheduler.abort(request_id, completed=False)
             return [Failed(request_id, token)]
+        if isinstance(token, BeamCandidates):
+            return self._tell_search(sequence) if sequence.search is not None and sequence.search.is_over else []
         if reason is not None:
             self._scheduler.finish(sequence, completed=True)
         num_open = self._scheduler.num_open(request_id) - (reason is None)
         return [_token_event(sequence, token, reason, num_open)]
+
+    def _tell_search(self, beam: Sequence) -> list[Event]:
+        """Everything of a search that is over; its beams end."""
+        request, search = beam.request, beam.search
+        self._scheduler.abort(request.request_id)
+        if search is None or len(search.answers) < request.params.n:
+            found = 0 if search is None else len(search.answers)
+            return [
+                Failed(request.request_id, InvalidRequest("n", request.params.n, f"at most {found}: there are no more answers"))
+            ]
+        return search.events(_timeline(beam))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._committed:
@@ -180,19 +206,22 @@ class _Before:
     copied: int | None
 
 
+def _timeline(sequence: Sequence) -> Timeline | None:
+    if not sequence.request.return_timing or sequence.started is None:
+        return None
+    return Timeline(sequence.started, sequence.num_preemptions, sequence.num_prompt_cached)
+
+
 def _token_event(sequence: Sequence, token: SampledToken, reason: FinishReason | None, num_open: int) -> TokenEvent:
     """``sequence``: which the token is the newest of. ``num_open``: other answers that go on."""
     request = sequence.request
-    timeline = None
-    if request.return_timing and sequence.started is not None:
-        timeline = Timeline(sequence.started, sequence.num_preemptions, sequence.num_prompt_cached)
     return TokenEvent(
         request.request_id,
         token.token_id,
         token.logprob,
         reason,
         logprobs=token.logprobs,
-        timeline=timeline,
+        timeline=_timeline(sequence),
         index=sequence.index,
         num_open=num_open,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 
 from fastserve.core.admission import Deadlines, Queue, QueueLimits
+from fastserve.core.beam_search import BeamSearch, blocks_together
 from fastserve.core.plan import StepPlan
 from fastserve.core.planner import Planner, StepLimits
 from fastserve.core.policy import Policy, PriorityClasses
@@ -61,6 +62,8 @@ class Scheduler:
             raise UnsupportedFeature("priority", f"got {request.priority}; it needs policy priority in the model's config.pbtxt")
         self._check_fits(request)
         sequence = Sequence(request)
+        if request.params.num_beams > 1:
+            sequence.search = BeamSearch(request.params, sequence, self._longest(request) + 1 - len(request.prompt_token_ids))
         self._sequences[request.request_id] = [sequence]
         self._queue.enter(request.tenant)
         sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
@@ -76,16 +79,19 @@ class Scheduler:
                 f"{prompt} tokens",
                 f"at most {self.max_model_len - 1} (the model's limit is {self.max_model_len} with output)",
             )
-        # The last token is never fed back, so it needs no slot.
-        longest = min(prompt + request.params.max_tokens, self.max_model_len) - 1
-        needed, total = self.pool.blocks_for(longest), self.pool.num_blocks
+        longest, num_beams = self._longest(request), request.params.num_beams
+        needed, total = blocks_together(prompt, longest, num_beams, self.pool.block_size), self.pool.num_blocks
         if needed > total:
             raise RequestTooLong(
                 "prompt + max_tokens",
-                f"{longest + 1} tokens ({needed} KV blocks)",
+                f"{longest + 1} tokens ({needed} KV blocks" + (f" for {num_beams} beams)" if num_beams > 1 else ")"),
                 f"what the KV pool can hold, {total * self.pool.block_size} tokens ({total} blocks); "
                 "lower max_tokens or raise kv_cache_bytes",
             )
+
+    def _longest(self, request: Request) -> int:
+        """Tokens that a sequence of the request may have computed: the last one is never fed back, so it needs no slot."""
+        return min(len(request.prompt_token_ids) + request.params.max_tokens, self.max_model_len) - 1
 
     def begin_answer(self, sequence: Sequence, first: Sequence, now: float) -> None:
         """Let an answer begin where the first one of its request is, which has just computed the prompt: with its blocks."""
@@ -99,11 +105,12 @@ class Scheduler:
         self.policy.add(sequence, now)
 
     def abort(self, request_id: int, index: int | None = None, *, completed: bool = True) -> bool:
-        """End a request early, or only the answer ``index`` of it, and free the blocks. Whether the request ended by that.
+        """End a request early, or only the answer ``index`` of it, and free the blocks. Whether the request ended by that. Beams
+        end together.
         ``completed``: its client has read enough, as long an answer as it was going to be."""
         known = request_id in self._sequences
         for sequence in list(self._sequences.get(request_id, ())):
-            if index is None or sequence.index == index:
+            if index is None or sequence.index == index or sequence.search is not None:
                 self.finish(sequence, completed=completed)
         return known and request_id not in self._sequences
 
@@ -125,7 +132,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """Take a sequence's blocks away; its tokens will be computed again (recompute preemption), but for what it finds of them
         in the prefix cache then."""
-        self._release_blocks(sequence)
+        self.release_blocks(sequence)
         sequence.num_computed = 0
         sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
         sequence.status = SequenceStatus.WAITING
@@ -141,10 +148,11 @@ class Scheduler:
             del self._sequences[sequence.request.request_id]
             self._queue.leave(sequence.request.tenant)
         self.policy.discard(sequence, completed=completed)
-        self._release_blocks(sequence)
+        self.release_blocks(sequence)
         sequence.status = SequenceStatus.FINISHED
 
-    def _release_blocks(self, sequence: Sequence) -> None:
+    def release_blocks(self, sequence: Sequence) -> None:
+        """Its table is empty then; how far it has come is for the caller to say."""
         self.pool.release(reversed(sequence.block_table))
         sequence.block_table.clear()
         self.holders.pop(sequence, None)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 from fastserve.core.request import FinishReason, Request
+
+if TYPE_CHECKING:
+    from fastserve.core.beam_search import BeamCandidates, BeamSearch
 
 
 class SequenceStatus(enum.Enum):
@@ -35,6 +39,7 @@ class Sequence:
     __slots__ = (
         "block_digests",
         "block_table",
+        "candidates",
         "constraint",
         "index",
         "num_cached",
@@ -44,6 +49,7 @@ class Sequence:
         "num_prompt_logprobs_known",
         "output_token_ids",
         "request",
+        "search",
         "started",
         "status",
     )
@@ -62,6 +68,8 @@ class Sequence:
         self.block_table: list[int] = []
         self.block_digests: list[bytes] = []
         self.status = SequenceStatus.WAITING
+        self.search: BeamSearch | None = None
+        self.candidates: BeamCandidates | None = None  # of a beam, from when they are computed until all beams move on
         constraint = request.params.constraint
         self.constraint = None if constraint is None else constraint.fork()  # as far as output_token_ids, also when preempted
 
@@ -75,6 +83,11 @@ class Sequence:
         return self.num_tokens - max(self.num_computed, self.num_cached)
 
     @property
+    def rests(self) -> bool:
+        """Whether there is nothing to compute until other beams are where this one is."""
+        return self.candidates is not None
+
+    @property
     def num_prompt_logprobs(self) -> int:
         """Tokens of the prompt whose log-probabilities are wanted of this answer: none, or all but the first."""
         wanted = self.index == 0 and self.request.params.prompt_logprobs is not None
@@ -82,7 +95,7 @@ class Sequence:
 
     def others_to_begin(self) -> list[Sequence]:
         """The request's other answers, when they begin with the next token of this one; else none."""
-        if self.index != 0 or self.output_token_ids:
+        if self.index != 0 or self.output_token_ids or self.search is not None:
             return []
         return [Sequence(self.request, index) for index in range(1, self.request.params.n)]
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fastserve.core.beam_search import BeamCandidates
 from fastserve.core.cost_model import CostModel
 from fastserve.core.events import Aborted, Event, Failed, TokenEvent
 from fastserve.core.logprobs import PositionLogprobs
@@ -29,7 +30,7 @@ from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.logprobs import Logits, prompt_logprobs
 from fastserve.worker.sampler import Sampler
 
-StepResult = tuple[list[SampledToken | FastServeError], dict[CoreSequence, list[PositionLogprobs]]]
+StepResult = tuple[list[SampledToken | BeamCandidates | FastServeError], dict[CoreSequence, list[PositionLogprobs]]]
 """A token or an error for each sequence that draws one, and what became known of prompts."""
 
 

@@ -12,12 +12,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastserve.errors import InvalidRequest, UnsupportedFeature
+from fastserve.errors import InvalidRequest
 from fastserve.tasks.guided_decoding import CHOICE_ALLOWED, JSON_ALLOWED, REGEX_ALLOWED, read_choice, read_json_guide, read_regex
+from fastserve.text.guidance import GUIDES
 
 MAX_STOP_TOKEN_IDS = 1024
 MAX_ANSWERS = 128
 """Answers that one request may ask for."""
+MAX_BEAMS = 32
 MAX_LOGPROBS = 20
 """Likeliest tokens that may be asked for at each position: vLLM's own limit."""
 
@@ -113,11 +115,18 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(value)
 
 
+def _early_stopping(value: Any) -> bool | str:
+    return "never" if value == "never" else read_truth(value)
+
+
 _TRUTH = "true or false"
 
 PARAMETERS: dict[str, Parameter] = {
     "n": Parameter(whole_number(1, MAX_ANSWERS), f"a whole number from 1 to {MAX_ANSWERS}", 1),
     "best_of": Parameter(whole_number(1, MAX_ANSWERS), f"a whole number from 1 to {MAX_ANSWERS}, at least n", None),
+    "num_beams": Parameter(whole_number(1, MAX_BEAMS), f"a whole number from 1 to {MAX_BEAMS}", 1),
+    "length_penalty": Parameter(_real(-10.0, 10.0), "a number from -10 to 10", 1.0),
+    "early_stopping": Parameter(_early_stopping, 'true, false or "never"', False),
     "max_tokens": Parameter(whole_number(1), "a whole number, at least 1", 16),
     "min_tokens": Parameter(whole_number(0), "a whole number, at least 0", 0),
     "temperature": Parameter(_real(0.0, 100.0), "a number from 0 (greedy) to 100", 1.0),
@@ -150,12 +159,6 @@ PARAMETERS: dict[str, Parameter] = {
 
 ALIASES = {"min_length": "min_tokens"}
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "length_penalty": (1, 1.0),
-}
-"""Keys of the contract that this version does not implement, with the values that ask for nothing and are accepted."""
-
 IGNORED = frozenset({"timeout", "sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"})
 """Request parameters that are Triton's own business."""
 
@@ -163,15 +166,12 @@ IGNORED = frozenset({"timeout", "sequence_id", "sequence_start", "sequence_end",
 def parse_sampling_parameters(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Every parameter of :data:`PARAMETERS` with its value; null means the default.
 
-    ``defaults``: the model's own, by name. Raises InvalidRequest or UnsupportedFeature naming the key.
+    ``defaults``: the model's own, by name. Raises InvalidRequest naming the key.
     """
     parsed = {name: defaults.get(name, parameter.default) for name, parameter in PARAMETERS.items()}
     for key, value in values.items():
         name = ALIASES.get(key, key)
-        if name in UNSUPPORTED:
-            if value is not None and value not in UNSUPPORTED[name] and str(value) not in map(str, UNSUPPORTED[name]):
-                raise UnsupportedFeature(key, f"{value!r} is not supported by this version")
-        elif name not in PARAMETERS:
+        if name not in PARAMETERS:
             if name not in IGNORED:
                 raise InvalidRequest(key, value, f"a known sampling parameter: {', '.join(PARAMETERS)}")
         elif value is not None:
@@ -179,13 +179,29 @@ def parse_sampling_parameters(values: Mapping[str, Any], defaults: Mapping[str, 
                 parsed[name] = PARAMETERS[name].read(value)
             except (ValueError, OverflowError):
                 raise InvalidRequest(key, value, PARAMETERS[name].allowed) from None
+    if parsed["num_beams"] > 1:
+        _check_beams(parsed, values.get("temperature"))
     if parsed["temperature"] < GREEDY_BELOW:
         parsed["temperature"] = 0.0
     parsed["top_k"] = max(parsed["top_k"], 0)
-    _check_answers(parsed)
+    if parsed["num_beams"] == 1:
+        _check_answers(parsed)
     if parsed["min_tokens"] > parsed["max_tokens"]:
         raise InvalidRequest("min_tokens", parsed["min_tokens"], f"at most max_tokens ({parsed['max_tokens']})")
     return parsed
+
+
+def _check_beams(parsed: dict[str, Any], temperature: Any) -> None:
+    """``temperature``: the client's own; a model's default does not count, because beams draw nothing."""
+    num_beams = parsed["num_beams"]
+    if parsed["n"] > num_beams:
+        raise InvalidRequest("n", parsed["n"], f"at most num_beams ({num_beams})")
+    if temperature is not None and parsed["temperature"] >= GREEDY_BELOW:
+        raise InvalidRequest("temperature", temperature, "0 when num_beams is above 1: beams draw nothing")
+    parsed["temperature"] = 0.0
+    for name in ("best_of", "logprobs", *GUIDES):
+        if parsed[name] is not None:
+            raise InvalidRequest(name, parsed[name], "no value when num_beams is above 1")
 
 
 def _check_answers(parsed: Mapping[str, Any]) -> None:

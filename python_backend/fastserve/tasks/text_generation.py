@@ -88,6 +88,8 @@ class TextGeneration:
         values = parse_sampling_parameters(item.parameters, self._defaults)
         if item.stream and item.exclude_input_in_output is False:
             raise InvalidRequest("exclude_input_in_output", False, "true when stream is true: a stream sends only what is new")
+        if item.stream and values["num_beams"] > 1:
+            raise InvalidRequest("num_beams", values["num_beams"], "1 when stream is true: beams are compared to the end")
         num_computed = values["best_of"] or values["n"]
         if item.stream and num_computed > values["n"]:
             allowed = f"n ({values['n']}) when stream is true: which answers are best is known at the end"
@@ -167,7 +169,17 @@ class TextGeneration:
                 raise InvalidRequest("stop_token_ids", token_id, f"token ids from 0 to {self._vocab_size - 1}")
         eos = frozenset() if values["ignore_eos"] else self._eos_token_ids
         guide = guide_of(values)
-        names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p")
+        names = (
+            "num_beams",
+            "length_penalty",
+            "early_stopping",
+            "max_tokens",
+            "min_tokens",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+        )
         penalties = ("presence_penalty", "frequency_penalty", "repetition_penalty")
         return SamplingParams(
             **{name: values[name] for name in names + penalties},

@@ -108,12 +108,14 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _request(arguments: argparse.Namespace, prompt: str) -> GenerateRequest:
+    parameters = sampling_parameters(arguments) | {name: _value(name, value) for name, value in arguments.parameter}
+    stream = arguments.stream and parameters.get("num_beams", 1) == 1  # beams have nothing to show before the end
     return GenerateRequest(
         arguments.model,
         text=prompt,
-        parameters=sampling_parameters(arguments) | {name: _value(name, value) for name, value in arguments.parameter},
-        stream=arguments.stream,
-        exclude_input_in_output=None if arguments.stream else True,
+        parameters=parameters,
+        stream=stream,
+        exclude_input_in_output=None if stream else True,
     )
 
 

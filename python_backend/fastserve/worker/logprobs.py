@@ -17,6 +17,12 @@ def log_probability(row: Logits, token_id: int) -> float:
     return float(row[token_id]) - _log_total(row)
 
 
+def log_probabilities(row: Logits) -> Logits:
+    """Natural logs of all probabilities under the logits ``row``, [vocab_size]."""
+    logs: Logits = row - np.float32(_log_total(row))
+    return logs
+
+
 def position_logprobs(row: Logits, token_id: int, count: int) -> PositionLogprobs:
     """``token_id`` and the ``count`` likeliest tokens under the logits ``row``, [vocab_size].
 

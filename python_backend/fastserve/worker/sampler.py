@@ -13,11 +13,13 @@ from collections.abc import Sequence as Items
 import numpy as np
 import numpy.typing as npt
 
+from fastserve.core.beam_search import BeamCandidates
 from fastserve.core.plan import SampledToken
 from fastserve.core.request import SamplingParams
 from fastserve.core.sequence import Sequence
 from fastserve.errors import FastServeError, InvalidRequest, StepFailed
-from fastserve.worker.logprobs import Logits, log_probability, position_logprobs
+from fastserve.worker.beam_candidates import beam_candidates
+from fastserve.worker.logprobs import Logits, log_probabilities, log_probability, position_logprobs
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,9 @@ def _mix(value: int) -> int:
 
 
 class Sampler:
-    """Draws one token for each row of logits. Stateless."""
+    """Draws one token for each row of logits, or finds what a beam may go on with. Stateless."""
 
-    def sample(self, logits: Logits, sequences: Items[Sequence]) -> list[SampledToken | FastServeError]:
+    def sample(self, logits: Logits, sequences: Items[Sequence]) -> list[SampledToken | BeamCandidates | FastServeError]:
         """``logits``: [num_rows, vocab_size], row i belongs to ``sequences[i]``; not modified.
 
         What goes wrong in a row (logits that are not finite, parameters that exclude every token) is the error of that
@@ -69,7 +71,7 @@ class Sampler:
             for row, sequence, first, is_finite in rows
         ]
 
-    def _sample_or_fail(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | FastServeError:
+    def _sample_or_fail(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | BeamCandidates | FastServeError:
         try:
             return self._sample_row(row, sequence, best)
         except FastServeError as error:
@@ -78,10 +80,13 @@ class Sampler:
             logger.exception("request %d could not be sampled", sequence.request.request_id)
             return StepFailed(f"the token could not be sampled ({type(error).__name__}: {error})")
 
-    def _sample_row(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | FastServeError:
+    def _sample_row(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | BeamCandidates | FastServeError:
         params = sequence.request.params
         if not np.isfinite(row[best]):
             return StepFailed("the model's logits for this request are not finite")
+        if params.num_beams > 1:
+            scores = process_logits(log_probabilities(row), sequence)
+            return beam_candidates(scores, params) if np.isfinite(scores.max()) else _nothing_left(sequence)
         token_id = best
         if not params.takes_likeliest:
             processed = process_logits(row, sequence)
