@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 
@@ -186,7 +187,9 @@ def test_a_function_may_change_the_list_of_texts_and_still_owes_a_result_for_eac
     assert "returned 1 results for 2 texts" in failure(served(function).run([call(1, "a"), call(2, "b")]))
 
 
-def test_a_message_is_short_and_can_be_sent_whatever_the_exception_says():
+def test_a_message_is_short_and_can_be_sent_whatever_the_exception_says(caplog):
+    caplog.set_level(logging.CRITICAL)  # what is logged is no text, and cannot reach the process that reports
+
     def function(model, texts):
         raise RuntimeError("x" * 10_000 + "\ud800")
 
