@@ -26,7 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 from fastserve.worker import kernels
-from fastserve.worker.kv_cache import SCALE_BYTES, pool_array
+from fastserve.worker.device import pool_array
+from fastserve.worker.kv_cache import SCALE_BYTES
 
 BLOCK_SIZE = 16
 CHUNK = 512

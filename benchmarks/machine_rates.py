@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
 from fastserve.worker import kernels
-from fastserve.worker.kv_cache import pool_array
+from fastserve.worker.device import pool_array
 
 Array = npt.NDArray[Any]
 READ_BYTES = 256 << 20

@@ -75,8 +75,9 @@ class PagedInputs:
     past_seqlens: torch.Tensor  # int32 [num_seqs]
     block_table: torch.Tensor  # int32 [num_seqs, max_blocks]
     slot_mapping: torch.Tensor  # int32 [num_tokens]
-    key_cache: list[torch.Tensor]  # [num_blocks, kv_num_heads, head_size, block_size]
-    value_cache: list[torch.Tensor]  # [num_blocks, kv_num_heads, block_size, head_size]
+    key_cache: list[torch.Tensor]  # of the layouts of the device
+    value_cache: list[torch.Tensor]
+    domain: str = DOMAIN
 
     def emit(
         self,
@@ -86,12 +87,13 @@ class PagedInputs:
         value: torch.Tensor,
         head_sink: torch.Tensor | None,
     ) -> torch.Tensor:
-        """A PagedAttention node. Its inputs and attributes mirror ONNX Runtime's ``com.microsoft::PagedAttention``."""
+        """A PagedAttention node: ours, or with :attr:`domain` "com.microsoft" ONNX Runtime's, whose inputs and attributes ours
+        mirrors."""
         cos_cache = sin_cache = None  # rotation is part of the graph
         operands = [query, key, value, self.key_cache[layer.index], self.value_cache[layer.index]]
         operands += [self.cumulative_sequence_length, self.past_seqlens, self.block_table]
         return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{OPERATOR}",
+            f"{self.domain}::{OPERATOR}",
             [*operands, cos_cache, sin_cache, self.slot_mapping, head_sink],
             {
                 "num_heads": layer.num_heads,

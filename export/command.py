@@ -14,8 +14,9 @@ from rich.progress import Progress as ProgressDisplay
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fastserve.errors import FastServeError
-from fastserve.export.options import AGGREGATION_STRATEGIES, DTYPES, POOLINGS, TASKS, ExportOptions, Stage
+from fastserve.export.options import AGGREGATION_STRATEGIES, DEVICES, DTYPES, POOLINGS, TASKS, ExportOptions, Stage
 from fastserve.export.summary import summary
+from fastserve.manifest import CPU, CUDA
 
 _INTERRUPTED = 130
 
@@ -30,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("model_repository"), help="the model repository (default: %(default)s)"
     )
     parser.add_argument("--name", help="the model's name in Triton (default: taken from SOURCE)")
-    parser.add_argument(
-        "--dtype", default="fp32", help=f"type of weights and arithmetic: {', '.join(DTYPES)} (default: %(default)s)"
-    )
+    parser.add_argument("--dtype", help=f"type of weights and arithmetic: {', '.join(DTYPES)} (default: fp32, for cuda fp16)")
     parser.add_argument("--version", type=int, default=1, dest="model_version", metavar="N", help="version folder (default: 1)")
     parser.add_argument("--force", action="store_true", help="replace the version if it exists")
     group = parser.add_argument_group("text generation")
@@ -40,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-model-len", type=int, metavar="N", help="longest prompt and answer in tokens (default: as the source allows)"
     )
     group.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter (LoRA, ...) to merge into the weights")
+    group.add_argument(
+        "--device", default=CPU, help=f"what the graph is for: {', '.join(DEVICES)} (default: %(default)s); cuda needs its extra"
+    )
     _add_encoder_arguments(parser.add_argument_group("encoders", "Left out, they are as the source says."))
 
 
@@ -73,11 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             task=arguments.task,
             name=arguments.name,
-            dtype=arguments.dtype,
+            dtype=arguments.dtype or ("fp16" if arguments.device == CUDA else "fp32"),
             version=arguments.model_version,
             force=arguments.force,
             max_model_len=arguments.max_model_len,
             adapter=arguments.adapter,
+            device=arguments.device,
             max_length=arguments.max_length,
             stride=arguments.stride,
             pooling=arguments.pooling,

@@ -6,16 +6,28 @@ import dataclasses
 from collections.abc import Mapping
 
 from fastserve.config import TASK_PARAMETER, EncoderConfig, EngineConfig
+from fastserve.manifest import CPU, CUDA
 from fastserve.triton.encoder_io import DEFAULT_MAX_BATCH_SIZE, encoder_inputs, encoder_outputs
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 from fastserve.triton.tensor_io import TensorIO
 
 _HEAD = ("# Written by `fastserve export`; yours to edit.", 'backend: "fastserve"')
 _INSTANCES = "instance_group [ { kind: KIND_CPU count: 1 } ]"
+_GPU_INSTANCES = "instance_group [ { kind: KIND_GPU count: 1 gpus: [ 0 ] } ]"
+_GPU_SETTINGS = {
+    "block_size": (
+        256,
+        "a multiple of 256, so that FlashAttention serves every head size; smaller blocks fall back to slower kernels",
+    ),
+    "kv_cache_dtype": ("fp16", "what the graph was exported for"),
+    "kv_cache_bytes": (4 << 30, "of the GPU's memory; it is not guessed what of it is free"),
+}
+"""Engine settings of a model for CUDA that are not the defaults: value, reason."""
 
 
-def render_config_pbtxt() -> str:
+def render_config_pbtxt(device: str = CPU) -> str:
     """The text of a text-generation model's config.pbtxt. Triton takes the model's name from its folder."""
+    settings = _GPU_SETTINGS if device == CUDA else {}
     return "\n".join(
         [
             *_HEAD,
@@ -25,10 +37,11 @@ def render_config_pbtxt() -> str:
             f"input [\n{_tensors(TEXT_GENERATION_INPUTS)}\n]",
             f"output [\n{_tensors(TEXT_GENERATION_OUTPUTS)}\n]",
             "",
-            _INSTANCES,
+            _GPU_INSTANCES if device == CUDA else _INSTANCES,
             "",
+            *(line for key, (value, reason) in settings.items() for line in (f"# {key}: {reason}", _parameter(key, value))),
             "# Engine settings with their defaults. To change one, uncomment its line.",
-            *(_setting(field) for field in dataclasses.fields(EngineConfig)),
+            *(_setting(field) for field in dataclasses.fields(EngineConfig) if field.name not in settings),
             "",
         ]
     )

@@ -94,10 +94,11 @@ def notes(model: Any, tokenizer: Any, code: bool, plan: RotaryPlan, longest_prov
     return tuple(found)
 
 
-def cache_spec(layers: list[AttentionLayer]) -> CacheSpec:
-    """Cache shapes in the order of layer indices, which is the order of the graph's cache inputs."""
+def cache_spec(layers: list[AttentionLayer], layouts: tuple[str, str]) -> CacheSpec:
+    """Cache shapes in the order of layer indices, which is the order of the graph's cache inputs. ``layouts``: of key and value
+    caches."""
     by_index = sorted(layers, key=lambda layer: layer.index)
-    return CacheSpec(tuple(LayerCacheSpec(layer.kv_num_heads, layer.head_size) for layer in by_index))
+    return CacheSpec(tuple(LayerCacheSpec(layer.kv_num_heads, layer.head_size) for layer in by_index), *layouts)
 
 
 def graph_spec(graph: ir.Graph, files: dict[str, str]) -> GraphSpec:

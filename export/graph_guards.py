@@ -30,15 +30,16 @@ _ROW_PICKERS = frozenset({"Gather", "GatherElements", "GatherND"})
 _SIZES = frozenset({"Shape", "Size"})
 
 
-def check_graph(graph: ir.Graph, num_layers: int) -> None:
-    """Check a decoder's graph. Raises UnsupportedModel naming the node that breaks the contract."""
-    check_attention(graph, OPERATOR, num_layers)
-    check_tokens(graph)
+def check_graph(graph: ir.Graph, num_layers: int, domain: str = DOMAIN) -> None:
+    """Check a decoder's graph. ``domain``: of its attention operator. Raises UnsupportedModel naming the node that breaks the
+    contract."""
+    check_attention(graph, OPERATOR, num_layers, domain)
+    check_tokens(graph, domain=domain)
 
 
-def check_attention(graph: ir.Graph, operator: str, num_layers: int) -> None:
+def check_attention(graph: ir.Graph, operator: str, num_layers: int, domain: str = DOMAIN) -> None:
     """Every attention layer must be a node of ``operator``, and every input must be used. Raises UnsupportedModel."""
-    attention = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, operator)]
+    attention = [node for node in graph if (node.domain, node.op_type) == (domain, operator)]
     if len(attention) != num_layers:
         raise UnsupportedModel(f"the graph has {len(attention)} {operator} nodes for {num_layers} attention layers")
     for value in graph.inputs:
@@ -46,13 +47,13 @@ def check_attention(graph: ir.Graph, operator: str, num_layers: int) -> None:
             raise UnsupportedModel(f"the graph does not use its input {value.name}; the model computes that by itself")
 
 
-def check_tokens(graph: ir.Graph, rows: str = ROWS) -> None:
-    """No node but our own may look along the token axis. ``rows``: size of the selection that may be picked from it.
+def check_tokens(graph: ir.Graph, rows: str = ROWS, domain: str = DOMAIN) -> None:
+    """No node but those of ``domain`` may look along the token axis. ``rows``: size of the selection that may be picked from it.
 
     Raises UnsupportedModel naming the node.
     """
     for node in graph:
-        if node.domain == DOMAIN:
+        if node.domain == domain:
             continue
         if reason := mixes_tokens(node, rows):
             raise UnsupportedModel(f"{node.op_type} ({node.outputs[0].name}) {reason}; a request would depend on its neighbours")

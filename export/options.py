@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fastserve.config import ENCODER_TASKS, GENERATION_TASK
 from fastserve.errors import InvalidRequest
-from fastserve.manifest import ModelManifest
+from fastserve.manifest import CPU, CUDA, LAYOUTS, ModelManifest
 
 TASKS = (GENERATION_TASK, *ENCODER_TASKS)
-DTYPES = ("fp32", "int8")
+DTYPES = ("fp32", "int8", "fp16")
+DEVICES = tuple(LAYOUTS)
 POOLINGS = ("mean", "cls")
 AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")
 SHORTEST_MAX_LENGTH = 8
@@ -75,7 +76,8 @@ class ExportOptions:
     an existing one is only replaced with ``force``. A config.pbtxt that is already there is the user's and stays.
 
     Of text generation: ``max_model_len``, longest prompt and answer in tokens, None: as long as the model computes every context
-    alike; ``adapter``, a folder with a PEFT adapter that is merged into the weights.
+    alike; ``adapter``, a folder with a PEFT adapter that is merged into the weights; ``device``, what the graph is for: a GPU
+    ("cuda") takes ``dtype`` "fp16", a CPU does not.
 
     Of encoders, None meaning "as the source says": ``max_length`` and ``stride`` in tokens, ``pooling`` of embeddings,
     ``aggregation_strategy`` of token classification, ``markers`` of relation extraction: the tokens before and after the head,
@@ -90,6 +92,7 @@ class ExportOptions:
     force: bool = False
     max_model_len: int | None = None
     adapter: Path | None = None
+    device: str = CPU
     max_length: int | None = None
     stride: int | None = None
     pooling: str | None = None
@@ -102,7 +105,13 @@ class ExportOptions:
             raise InvalidRequest("task", self.task, " or ".join(TASKS))
         if self.dtype not in DTYPES:
             raise InvalidRequest("dtype", self.dtype, " or ".join(DTYPES))
-        if self.dtype != "fp32" and self.task == GENERATION_TASK:
+        if self.device not in DEVICES:
+            raise InvalidRequest("device", self.device, " or ".join(DEVICES))
+        if self.device != CPU and self.task != GENERATION_TASK:
+            raise InvalidRequest("device", self.device, f"{CPU} for {self.task}")
+        if (self.dtype == "fp16") != (self.device == CUDA):
+            raise InvalidRequest("dtype", self.dtype, f"fp16 for device {CUDA}, and only for it")
+        if self.dtype == "int8" and self.task == GENERATION_TASK:
             raise InvalidRequest("dtype", self.dtype, f"fp32 for {GENERATION_TASK}")
         if self.version < 1:
             raise InvalidRequest("version", self.version, "a whole number, at least 1")

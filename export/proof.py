@@ -69,11 +69,12 @@ def reference_run(model: Any, max_model_len: int, windows: set[int]) -> Referenc
     generator = np.random.default_rng(0)
     sequences = [generator.integers(0, vocab_size, min(n + _DECODES, max_model_len)).tolist() for n in lengths]
     with torch.no_grad():
-        logits = [_last_rows(model, tokens).float().numpy() for tokens in sequences]
+        logits = [last_rows(model, tokens).float().numpy() for tokens in sequences]
     return Reference(sequences, logits)
 
 
-def _last_rows(model: Any, tokens: list[int]) -> torch.Tensor:
+def last_rows(model: Any, tokens: list[int]) -> torch.Tensor:
+    """The source model's logits [num_rows, vocab_size] after one sequence's last tokens."""
     logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False, logits_to_keep=_KEPT_ROWS).logits
     return logits[0]
 

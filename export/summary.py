@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastserve.export.options import ExportResult
-from fastserve.manifest import CacheSpec, EncoderSpec, ModelManifest
+from fastserve.manifest import CUDA, CacheSpec, EncoderSpec, ModelManifest
 
 _IMPORTED = {"padded": "sequences of like length together, padded", "alone": "one sequence each"}
 """What the runs of an imported graph are, by ``EncoderSpec.batching``."""
@@ -40,11 +40,23 @@ def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
         "attention": f"{len(cache.layers)} layers, {cache.layers[0].kv_num_heads} KV heads of {cache.layers[0].head_size}",
         "longest context": f"{manifest.model.max_model_len:,} tokens",
         "chat template": "yes" if manifest.tokenizer and manifest.tokenizer.chat_template else "no",
+        **_cuda(manifest),
         "proof": f"{proof['rows_compared']:.0f} positions, largest logit difference {proof['max_abs_logit_difference']:.2g} "
         f"(chunked {proof['max_abs_logit_difference_chunked']:.2g}, fp16 cache {proof['max_abs_logit_difference_kv_fp16']:.2g}, "
         f"int8 cache {proof['max_abs_logit_difference_kv_int8']:.2g}), logit scale {proof['logit_scale']:.2g}",
         "alone vs batched": _neighbours(proof["max_abs_difference_alone_batched"]),
         "greedy tokens": f"all equal, {proof['greedy_ties']:.0f} near-ties",
+    }
+
+
+def _cuda(manifest: ModelManifest) -> dict[str, str]:
+    if manifest.model.device != CUDA:
+        return {}
+    proof = manifest.proof
+    return {
+        "device": f"{CUDA}; proven below by the same graph on the CPU in fp32, not executed on a GPU",
+        "fp16 arithmetic": f"largest logit difference {proof['max_abs_logit_difference_fp16']:.2g}, "
+        f"{proof['greedy_disagreements_fp16']:.0f} best tokens of {proof['rows_compared']:.0f} differ (the source, on the CPU)",
     }
 
 

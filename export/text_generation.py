@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import gc
 from pathlib import Path
+from typing import Any
 
 import fastserve
 from fastserve.export.adapter import check_adapter, merge_adapter
 from fastserve.export.attention import AttentionLayer, probe
+from fastserve.export.cuda import check_layers_for_cuda, prove_for_cuda, write_copy_graph
 from fastserve.export.description import cache_spec, graph_spec, notes, write_tokenizer
 from fastserve.export.generation_settings import generation_defaults
 from fastserve.export.graph import convert, trace_packed
 from fastserve.export.graph_guards import check_graph
 from fastserve.export.guards import check_config, check_layers, check_model
-from fastserve.export.onnx_files import GRAPH_FILES, write_graphs
+from fastserve.export.half_precision import half_precision_loss, narrow_weights, round_weights
+from fastserve.export.onnx_files import write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
 from fastserve.export.publish import check_target, staged_version
@@ -22,8 +25,10 @@ from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import RotaryPlan, freeze_frequencies, rotary_plan
 from fastserve.export.source import LoadedModel, load, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
+from fastserve.export.targets import TARGETS
 from fastserve.export.text_proof import prove_text
-from fastserve.manifest import GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_files
+from fastserve.manifest import CUDA, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_files
+from fastserve.worker.device import COPY_ROLE
 
 
 def export_model(source: str, options: ExportOptions, progress: Progress = no_progress) -> ExportResult:
@@ -55,7 +60,8 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
             manifest, reference = _write(loaded, directory, options, plan, clock)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
-            manifest = dataclasses.replace(manifest, proof=prove(directory, manifest, reference))
+            measured = (prove_for_cuda if options.device == CUDA else prove)(directory, manifest, reference)
+            manifest = dataclasses.replace(manifest, proof=manifest.proof | measured)
             manifest.save(directory)
             ModelManifest.load(directory)  # as the server will
     return ExportResult(target, manifest, clock.end(), remarks)
@@ -80,23 +86,39 @@ def _write(
     check_layers(model.config, layers)
     if plan.beyond is not None:  # the source would change sets inside the reference run
         freeze_frequencies(model, plan.beyond)
+    target = TARGETS[options.device]
+    if options.device == CUDA:
+        check_layers_for_cuda(model.config.model_type, layers)
+        round_weights(model, target.dtype)
     reference = reference_run(model, plan.max_model_len, {layer.window for layer in layers})
     freeze_frequencies(model)  # else after the reference run: the proof covers the freezing too
+    losses = _narrow(model, options.device, reference)
     clock.begin(Stage.TRACE)
-    program = trace_packed(model, layers)
+    program = trace_packed(model, layers, target)
     clock.begin(Stage.CONVERT)
-    graph_model = convert(program, len(layers))
-    check_graph(graph_model.graph, len(layers))
+    graph_model = convert(program, len(layers), target)
+    check_graph(graph_model.graph, len(layers), target.domain)
     clock.begin(Stage.WRITE)
-    write_graphs(graph_model, directory)
-    graph = graph_spec(graph_model.graph, dict(GRAPH_FILES))
-    return _describe(loaded, options, graph, tokenizer, layers, directory), reference
+    write_graphs(graph_model, directory, target.graph_files)
+    graphs = {"decoder": graph_spec(graph_model.graph, dict(target.graph_files))}
+    if options.device == CUDA:
+        graphs[COPY_ROLE] = write_copy_graph(directory)
+    manifest = _describe(loaded, options, graphs, tokenizer, layers, directory)
+    return dataclasses.replace(manifest, proof=losses), reference
+
+
+def _narrow(model: Any, device: str, reference: Reference) -> dict[str, float]:
+    """Store the weights in the device's type; what that loses."""
+    if device != CUDA:
+        return {}
+    narrow_weights(model, TARGETS[device].dtype)
+    return half_precision_loss(model, reference)
 
 
 def _describe(
     loaded: LoadedModel,
     options: ExportOptions,
-    graph: GraphSpec,
+    graphs: dict[str, GraphSpec],
     tokenizer: TokenizerSpec,
     layers: list[AttentionLayer],
     directory: Path,
@@ -104,7 +126,7 @@ def _describe(
     """The manifest of the files in ``directory``, not proven yet. ``options``: as they are carried out."""
     model = loaded.model
     assert options.max_model_len is not None
-    vocab_size = graph.outputs[0].shape[1]
+    vocab_size = graphs["decoder"].outputs[0].shape[1]
     assert isinstance(vocab_size, int)
     return ModelManifest(
         task=options.task,
@@ -117,10 +139,11 @@ def _describe(
             vocab_size=vocab_size,
             max_model_len=options.max_model_len,
             adapter=options.adapter.resolve().name if options.adapter is not None else None,
+            device=options.device,
         ),
-        graphs={"decoder": graph},
+        graphs=graphs,
         tokenizer=tokenizer,
-        cache=cache_spec(layers),
+        cache=cache_spec(layers, TARGETS[options.device].layouts),
         position_offset=0,
         generation=generation_defaults(model.generation_config),
         files=hash_files(directory),

@@ -23,6 +23,12 @@ KEY_LAYOUT = "block,head,dim,token"
 """key_cache.{i}: [num_blocks, kv_num_heads, head_size, block_size]; one vector load covers the same dim of 16 tokens."""
 VALUE_LAYOUT = "block,head,token,dim"
 """value_cache.{i}: [num_blocks, kv_num_heads, block_size, head_size]."""
+CUDA_LAYOUT = "block,token,head,dim"
+"""Both caches of ONNX Runtime's own operator: [num_blocks, block_size, kv_num_heads, head_size]."""
+
+CPU, CUDA = "cpu", "cuda"
+LAYOUTS = {CPU: (KEY_LAYOUT, VALUE_LAYOUT), CUDA: (CUDA_LAYOUT, CUDA_LAYOUT)}
+"""Device -> layouts of the key and the value cache, as its attention operator has them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,10 +67,16 @@ class CacheSpec:
     value_layout: str = VALUE_LAYOUT
 
 
+def cache_shape(layout: str, layer: LayerCacheSpec, num_blocks: int, block_size: int) -> tuple[int, ...]:
+    """Shape of one layer's key or value cache."""
+    sizes = {"block": num_blocks, "token": block_size, "head": layer.kv_num_heads, "dim": layer.head_size}
+    return tuple(sizes[axis] for axis in layout.split(","))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What was exported, from where. ``max_model_len``: longest context in tokens the graph is valid for. ``adapter``: the
-    folder's name, if one was merged into the weights."""
+    folder's name, if one was merged into the weights. ``device``: what its graphs run on, a key of :data:`LAYOUTS`."""
 
     name: str
     source: str
@@ -74,6 +86,7 @@ class ModelSpec:
     vocab_size: int
     max_model_len: int
     adapter: str | None = None
+    device: str = CPU
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,10 +174,7 @@ class ModelManifest:
                 f"manifest_version: got {version!r}, allowed: {MANIFEST_VERSION}; export the model again with this FastServe"
             )
         manifest = _build(cls, data, MANIFEST_FILE)
-        if manifest.cache is not None and (manifest.cache.key_layout, manifest.cache.value_layout) != (KEY_LAYOUT, VALUE_LAYOUT):
-            raise ManifestError(
-                f"cache: layout {manifest.cache.key_layout}/{manifest.cache.value_layout} is not this version's kernel's"
-            )
+        _check_device(manifest.model.device, manifest.cache)
         return manifest
 
     @classmethod
@@ -199,6 +209,13 @@ class ModelManifest:
     def verify(self, directory: Path) -> list[str]:
         """Names of files whose SHA-256 differs from the manifest's. Reads everything: seconds per GB."""
         return [name for name, entry in self.files.items() if hash_file(directory / name).sha256 != entry.sha256]
+
+
+def _check_device(device: str, cache: CacheSpec | None) -> None:
+    if device not in LAYOUTS:
+        raise ManifestError(f"{MANIFEST_FILE}.model.device: got {device!r}, allowed: {' or '.join(LAYOUTS)}")
+    if cache is not None and (cache.key_layout, cache.value_layout) != LAYOUTS[device]:
+        raise ManifestError(f"cache: layout {cache.key_layout}/{cache.value_layout} is not this version's kernel's for {device}")
 
 
 def hash_files(directory: Path) -> dict[str, FileEntry]:

@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from fastserve.config import EngineConfig, parse_config
 from fastserve.export.config_pbtxt import render_config_pbtxt
+from fastserve.manifest import CUDA
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 
 
@@ -23,6 +24,17 @@ def test_triton_reads_a_decoupled_cpu_model_of_our_backend() -> None:
     assert config.max_batch_size == 0
     assert config.model_transaction_policy.decoupled
     assert [(group.kind, group.count) for group in config.instance_group] == [(model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)]
+
+
+def test_for_cuda_it_is_a_gpu_model_and_the_settings_that_the_graph_needs_stand_in_force() -> None:
+    text = render_config_pbtxt(CUDA)
+    config = parse(text)
+    (group,) = config.instance_group
+    assert (group.kind, group.count, list(group.gpus)) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1, [0])
+    settings = parse_config(EngineConfig, {key: value.string_value for key, value in config.parameters.items()})
+    assert (settings.kv_cache_dtype, settings.block_size, settings.kv_cache_bytes) == ("fp16", 256, 4 << 30)
+    uncommented = parse(re.sub(r"^# (parameters )", r"\1", text, flags=re.MULTILINE))
+    assert len(uncommented.parameters) == len(EngineConfig.__slots__)
 
 
 def test_inputs_and_outputs_are_the_contracts_table() -> None:

@@ -47,6 +47,7 @@ def settings(
         ("relation-extraction", "markers", ("a", "b", "c", ""), "four different"),
         ("relation-extraction", "markers", "abcd", "four different"),
         ("relation-extraction", "markers", (1, 2, 3, 4), "four different"),
+        ("text-classification", "device", "cuda", "cpu for text-classification"),
         ("text-classification", "max_length", "128", "at least 8"),
         ("text-classification", "max_length", True, "at least 8"),
         ("text-classification", "stride", 1.5, "at least 0"),

@@ -25,6 +25,8 @@ PACKAGE = Path(fastserve.__file__).parent
         ("name", "../escape", "letters"),
         ("name", ".hidden", "letters"),
         ("max_model_len", 1, "at least 2"),
+        ("device", "tpu", "cpu or cuda"),
+        ("dtype", "fp16", "fp16 for device cuda, and only for it"),
     ],
 )
 def test_a_bad_option_is_refused_with_its_name_its_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:
@@ -61,3 +63,9 @@ def test_nothing_on_the_serving_side_imports_export() -> None:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert not any(name.startswith("fastserve.export") for name in names), path
+
+
+def test_a_gpu_takes_fp16_and_nothing_else() -> None:
+    assert ExportOptions(Path("repository"), device="cuda", dtype="fp16").device == "cuda"
+    with pytest.raises(InvalidRequest, match="fp16 for device cuda"):
+        ExportOptions(Path("repository"), device="cuda")

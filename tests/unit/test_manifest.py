@@ -9,6 +9,7 @@ import pytest
 
 from fastserve.errors import ManifestError
 from fastserve.manifest import (
+    CUDA_LAYOUT,
     KEY_LAYOUT,
     MANIFEST_FILE,
     MANIFEST_VERSION,
@@ -21,6 +22,7 @@ from fastserve.manifest import (
     ModelManifest,
     TensorSpec,
     TokenizerSpec,
+    cache_shape,
     hash_file,
 )
 from tests.doubles import make_manifest
@@ -218,3 +220,17 @@ def test_the_hash_of_a_file_is_its_sha256_and_size(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert hash_file(tmp_path / "file") == FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_a_device_this_version_does_not_know_is_refused():
+    assert "model.device: got 'tpu', allowed: cpu or cuda" in refusal(damaged(lambda data: data["model"].update(device="tpu")))
+
+
+def test_the_caches_of_a_model_for_cuda_have_the_layout_of_onnx_runtimes_operator():
+    def change(data):
+        data["model"]["device"] = "cuda"
+        data["cache"] |= {"key_layout": CUDA_LAYOUT, "value_layout": CUDA_LAYOUT}
+
+    read = ModelManifest.from_json(damaged(change))
+    assert cache_shape(read.cache.key_layout, read.cache.layers[0], 5, 16) == (5, 16, 2, 8)
+    assert "is not this version's kernel's for cuda" in refusal(damaged(lambda data: data["model"].update(device="cuda")))

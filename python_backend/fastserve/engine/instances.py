@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fastserve.config import EncoderConfig, EngineConfig
 from fastserve.worker.session import count_cores
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instance:
+    """One of the instances of a model on this machine. ``device_number``: which GPU, of a model for one."""
+
+    num_instances: int = 1
+    device_number: int = 0
 
 
 def num_threads_of(config: EngineConfig | EncoderConfig, num_instances: int) -> int:

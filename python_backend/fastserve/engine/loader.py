@@ -19,7 +19,7 @@ from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.engine.engine import Engine
-from fastserve.engine.instances import num_threads_of, shares_weights
+from fastserve.engine.instances import Instance, num_threads_of, shares_weights
 from fastserve.engine.step_costs import find_costs, log_costs
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up
 from fastserve.errors import ConfigError, ManifestError
@@ -27,6 +27,7 @@ from fastserve.manifest import CacheSpec, ModelManifest
 from fastserve.tasks.text_generation import TextGeneration
 from fastserve.text.templates import ChatTemplate
 from fastserve.text.tokenizer import Tokenizer
+from fastserve.worker.device import HOST, device_of
 from fastserve.worker.kv_cache import KVCache, bytes_per_block, num_blocks_for, read_free_memory
 from fastserve.worker.model_runner import ModelRunner
 from fastserve.worker.session import SessionSettings
@@ -41,26 +42,34 @@ def load_engine(
     config: EngineConfig,
     clock: Callable[[], float],
     *,
-    num_instances: int = 1,
+    instance: Instance = Instance(),  # noqa: B008 (frozen)
     profile: Path | None = None,
 ) -> Engine:
     """Build the engine of a decoder and run it once at its largest shape, so that the first client finds it warm.
 
-    ``num_instances``: of this model on this machine; they divide cores and free memory. ``profile``: see ``SessionSettings``.
+    ``instance``: all of this model divide cores and free memory. ``profile``: see ``SessionSettings``. How much of a GPU's memory
+    the pool may take must be configured.
     Raises ConfigError, ManifestError, or what the warm-up run failed with.
     """
     if manifest.cache is None or "decoder" not in manifest.graphs:
         raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
     max_model_len = max_model_len_of(manifest, config)
-    num_threads = num_threads_of(config, num_instances)
+    num_threads = num_threads_of(config, instance.num_instances)
+    device = device_of(manifest, directory, instance.device_number)
     runner = ModelRunner(
         directory,
         manifest,
         kv_cache_dtype=config.kv_cache_dtype,
-        session=SessionSettings(num_threads, share_weights=shares_weights(config, num_instances), profile=profile),
+        session=SessionSettings(
+            num_threads,
+            share_weights=device is HOST and shares_weights(config, instance.num_instances),
+            profile=profile,
+            providers=device.providers,
+        ),
     )
     # The weights are in memory now: what is free is what the pool can have.
-    num_blocks = num_blocks_for(config, manifest.cache, max_model_len, read_free_memory() // num_instances)
+    free_memory = read_free_memory() // instance.num_instances if device is HOST else 0
+    num_blocks = num_blocks_for(config, manifest.cache, max_model_len, free_memory)
     limits = StepLimits(config.max_num_seqs, config.max_batched_tokens)
     cost_model = CostModel(0.0, 0.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     scheduler = Scheduler(
@@ -70,7 +79,7 @@ def load_engine(
         max_model_len=max_model_len,
         queue=QueueLimits(config.max_queue_size, config.max_queue_size_per_tenant),
     )
-    kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype)
+    kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype, device)
     engine = Engine(scheduler, runner, kv_cache, clock=clock, cost_model=cost_model, position_offset=manifest.position_offset)
     _log_pool(manifest.cache, config, num_blocks)
     num_tokens = max(1, min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from fastserve.config import EngineConfig, parse_config
 from fastserve.core.request import Request
+from fastserve.engine.instances import Instance
 from fastserve.engine.loader import load_engine, load_text_generation
 from fastserve.triton.batched_channel import BatchedChannel
 from fastserve.triton.engine_service import EngineService, count_instances, load_manifest
@@ -22,7 +23,8 @@ class GenerationService(EngineService[Request]):
     def __init__(self, args: dict[str, str], parameters: Mapping[str, str]) -> None:
         config = parse_config(EngineConfig, parameters)
         directory, manifest = load_manifest(args, parameters)
-        engine = load_engine(directory, manifest, config, time.monotonic, num_instances=count_instances(args))
+        instance = Instance(count_instances(args), device_number=int(args["model_instance_device_id"]))
+        engine = load_engine(directory, manifest, config, time.monotonic, instance=instance)
         self._batched = int(json.loads(args["model_config"]).get("max_batch_size", 0)) > 0
         self._task = load_text_generation(directory, manifest, config)
         super().__init__(args, engine, max_queue_size=config.max_queue_size)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastserve.config import EngineConfig
 from fastserve.errors import ConfigError
-from fastserve.manifest import CacheSpec
+from fastserve.manifest import CacheSpec, LayerCacheSpec, cache_shape
+from fastserve.worker.device import HOST, Device
 
 CONTROL_GROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current"),  # version 2
@@ -30,29 +29,36 @@ SCALE_BYTES = 4
 class KVCache:
     """One key and one value array per layer, allocated once and written in place by the attention op.
 
-    ``keys[i]``: [num_blocks, kv_num_heads, head_size, block_size]; ``values[i]``: [num_blocks, kv_num_heads, block_size,
-    head_size]. With int8 elements both are [num_blocks, kv_num_heads, (head_size + 4) * block_size]: the same elements, then a
-    float scale for each token of the block. Memory is committed by the operating system on first touch, so a large pool costs
-    nothing until used.
+    ``keys[i]`` and ``values[i]`` are of the manifest's layouts; on a CPU [num_blocks, kv_num_heads, head_size, block_size] and
+    [num_blocks, kv_num_heads, block_size, head_size]. With int8 elements both are [num_blocks, kv_num_heads, (head_size + 4) *
+    block_size]: the same elements, then a float scale for each token of the block. Memory of a CPU is committed by the operating
+    system on first touch, so a large pool costs nothing until used.
     Owned by the engine thread.
     """
 
-    def __init__(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: str) -> None:
+    def __init__(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: str, device: Device = HOST) -> None:
+        """``device``: in whose memory it lies."""
         self.block_size = block_size
-        self.keys: list[npt.NDArray[Any]] = []
-        self.values: list[npt.NDArray[Any]] = []
-        for layer in spec.layers:
-            heads, size = (num_blocks, layer.kv_num_heads), layer.head_size
-            shapes: list[tuple[int, ...]] = [(*heads, size, block_size), (*heads, block_size, size)]
-            if dtype == "int8":
-                shapes = [(*heads, (size + SCALE_BYTES) * block_size)] * 2
-            self.keys.append(pool_array(shapes[0], DTYPES[dtype]))
-            self.values.append(pool_array(shapes[1], DTYPES[dtype]))
+        self._device = device
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        def allocate(layout: str, layer: LayerCacheSpec) -> Any:
+            shape = cache_shape(layout, layer, num_blocks, block_size)
+            if dtype == "int8":
+                shape = (num_blocks, layer.kv_num_heads, (layer.head_size + SCALE_BYTES) * block_size)
+            return device.zeros(shape, DTYPES[dtype])
+
+        self.keys: list[Any] = [allocate(spec.key_layout, layer) for layer in spec.layers]
+        self.values: list[Any] = [allocate(spec.value_layout, layer) for layer in spec.layers]
+
+    def arrays(self) -> dict[str, Any]:
         """The pool's arrays by graph input name."""
         named = {f"key_cache.{i}": keys for i, keys in enumerate(self.keys)}
         return named | {f"value_cache.{i}": values for i, values in enumerate(self.values)}
+
+    def bind(self, binding: Any) -> None:
+        """Make the pool's arrays inputs of a session's runs (an ``IOBinding``)."""
+        for name, array in self.arrays().items():
+            self._device.bind(binding, name, array)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy the bytes of blocks in every layer. ``copies``: from and to; no block stands on both sides."""
@@ -60,18 +66,7 @@ class KVCache:
             return
         sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))
         for array in self.keys + self.values:
-            array[targets] = array[sources]
-
-
-def pool_array(shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Zeros for a pool, committed on first touch, in huge pages where the system has them.
-
-    The attention op reads blocks in any order: with small pages looking up their addresses takes longer than reading them.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+            self._device.copy_rows(array, sources, targets)
 
 
 def bytes_per_block(spec: CacheSpec, block_size: int, dtype: str) -> int:

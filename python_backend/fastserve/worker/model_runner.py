@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastserve.errors import ConfigError, ManifestError
 from fastserve.manifest import ModelManifest, TensorSpec
 from fastserve.worker.batch import ForwardBatch
+from fastserve.worker.device import HOST
 from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.session import SessionSettings, open_session, run_failed
 
@@ -73,12 +74,11 @@ class ModelRunner:
         return self._logits[: batch.num_rows]
 
     def _bind_cache(self, kv_cache: KVCache) -> None:
-        for name, array in kv_cache.arrays().items():
-            self._bind_input(name, array)
+        kv_cache.bind(self._binding)
         self._bound_cache = kv_cache
 
     def _bind_input(self, name: str, array: npt.NDArray[Any]) -> None:
-        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        HOST.bind(self._binding, name, array)  # ONNX Runtime brings it from there to where the graph runs
 
 
 def _is_cache(name: str) -> bool:

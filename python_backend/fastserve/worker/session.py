@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 import onnxruntime as ort
 
@@ -15,6 +16,10 @@ from fastserve.worker.kernels import library_path
 from fastserve.worker.shared_weights import WEIGHTS_FILE, cache_directory, shared_model
 
 logger = logging.getLogger(__name__)
+
+Providers: TypeAlias = tuple[tuple[str, dict[str, str]], ...]
+"""ONNX Runtime's execution providers, preferred first, and their options."""
+CPU_PROVIDERS: Providers = (("CPUExecutionProvider", {}),)
 
 RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
 """ORT errors that a second try may survive: another process may have returned memory meanwhile."""
@@ -34,6 +39,9 @@ class SessionSettings:
     (:mod:`fastserve.worker.shared_weights`); where that fails, the session has weights of its own."""
     profile: Path | None = None
     """Write down what every node takes; ONNX Runtime adds a time and ``.json`` to this path when the session ends."""
+    providers: Providers = CPU_PROVIDERS
+    optimize: bool = True
+    """Let ONNX Runtime rewrite the graph for speed."""
 
 
 def open_session(directory: Path, manifest: ModelManifest, name: str, settings: SessionSettings) -> ort.InferenceSession:
@@ -64,7 +72,7 @@ def save_optimized(file: Path, target: Path) -> None:
 def create_session(file: Path, settings: SessionSettings) -> ort.InferenceSession:
     """A session over one graph, with our operators and with weights of its own. Raises ManifestError when the graph cannot be
     loaded, ToolError when the op library is not built."""
-    return _load(file, _options(settings))
+    return _load(file, _options(settings), settings.providers)
 
 
 def _options(settings: SessionSettings) -> ort.SessionOptions:
@@ -75,15 +83,17 @@ def _options(settings: SessionSettings) -> ort.SessionOptions:
     options.enable_mem_pattern = False  # every run has other shapes: a pattern per shape would only grow
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
+    if not settings.optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if settings.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(settings.profile)
     return options
 
 
-def _load(file: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def _load(file: Path, options: ort.SessionOptions, providers: Providers = CPU_PROVIDERS) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(file), options, providers=list(providers))
     except Exception as error:  # ORT's exceptions share no base class below Exception
         raise ManifestError(f"{file}: ONNX Runtime cannot load it ({error})") from None
 
