@@ -184,8 +184,9 @@ static void attend(const AttentionProblem& problem, const WorkItem& item) {
     tile = next;
     next.first_position += kTile;
     locate(problem, item, visible, next);
+    if constexpr (kHasScales<Element>) ask_for_scales(next);
     const ValuesAhead<Element> values_ahead{tile};
-    const KeysAhead<Element> keys_ahead{next, problem.head_size, problem.block_size};
+    const KeysAhead<Element> keys_ahead = KeysAhead<Element>::of(problem, next);
     for_row_groups(rows, [&](auto count, int row) {
       if (row == 0) {
         attend_tile<count.value>(problem, item, tile, row, scratch, values_ahead, keys_ahead);

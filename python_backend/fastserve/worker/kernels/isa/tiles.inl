@@ -65,14 +65,17 @@ static inline void locate(const AttentionProblem& problem, const WorkItem& item,
   }
 }
 
-// A block of one head is often just one memory page, where the processor's own prefetching ends. So the scores of a tile ask
-// for its values, line by line, and the sums of its values for the keys of the next tile.
+// A block of one head is often just one memory page or less, where the processor's own prefetching ends. So the scores of a
+// tile ask for its values, line by line, and the sums of its values for the keys of the next tile.
+//
+// Always inline: GCC takes a function that only prefetches for one without effects, and drops its calls.
+#define FASTSERVE_ALWAYS_INLINE __attribute__((always_inline))
 
 // While dimension d of a strip's keys is multiplied: the values of the strip, which lie side by side.
 template <class Element>
 struct ValuesAhead {
   const Tile<Element>& tile;
-  void operator()(int strip, int d) const {
+  FASTSERVE_ALWAYS_INLINE void operator()(int strip, int d) const {
     constexpr int kBytes = kStrip * sizeof(Element);
     if (kBytes >= kLine || d % (kLine / kBytes) == 0) __builtin_prefetch(tile.values.strips[strip] + d * kStrip);
   }
@@ -84,10 +87,23 @@ struct KeysAhead {
   const Tile<Element>& tile;
   int head_size;
   int block_size;
-  void operator()(int strip, int token) const {
-    const int bytes = block_size * static_cast<int>(sizeof(Element));  // from one dimension to the next
+  int line_mask;  // the dimensions without any of these bits begin a line
+
+  static KeysAhead of(const AttentionProblem& problem, const Tile<Element>& tile) {
+    const int bytes = problem.block_size * static_cast<int>(sizeof(Element));  // from one dimension to the next
+    return {tile, problem.head_size, problem.block_size, bytes < kLine ? kLine / bytes - 1 : 0};
+  }
+  FASTSERVE_ALWAYS_INLINE void operator()(int strip, int token) const {
     for (int d = token * head_size / kStrip; d < (token + 1) * head_size / kStrip; ++d) {
-      if (bytes >= kLine || (d & (kLine / bytes - 1)) == 0) __builtin_prefetch(tile.keys[strip] + static_cast<size_t>(d) * block_size);
+      if ((d & line_mask) == 0) __builtin_prefetch(tile.keys[strip] + static_cast<size_t>(d) * block_size);
     }
   }
 };
+
+// The scales of the next tile's strips, all at once: they are few.
+static inline FASTSERVE_ALWAYS_INLINE void ask_for_scales(const Tile<int8_t>& tile) {
+  for (int s = 0; s < kTile / kStrip; ++s) {
+    __builtin_prefetch(tile.key_scales[s]);
+    __builtin_prefetch(tile.value_scales[s]);
+  }
+}
