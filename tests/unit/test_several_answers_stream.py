@@ -89,3 +89,21 @@ def test_the_prompts_logprobs_wait_for_the_first_response_and_are_sent_once():
     first, second = (tensors for tensors, _ in channel.responses)
     assert [position and list(position) for position in json.loads(first["prompt_logprobs"][0])] == [None, ["115"], ["107"]]
     assert "prompt_logprobs" not in second
+
+
+def test_a_stream_that_may_waits_for_so_many_tokens_of_an_answer_but_not_for_the_first_or_after_the_last():
+    response, channel, _ = open_stream(stream_interval=3)
+    for letter in "abcde":
+        response.push([token(0, letter), token(1, letter.upper())])
+    response.push([token(0, "f", LENGTH), token(1, "F", LENGTH, num_open=0)])
+    assert rows(channel, "text_output") == [[b"a", b"A"], [b"bcd", b"BCD"], [b"ef", b"EF"]]
+    assert rows(channel, "num_output_tokens") == [[1, 1], [3, 3], [2, 2]]
+    assert channel.endings == 1
+
+
+def test_the_longest_wait_among_the_answers_counts():
+    response, channel, _ = open_stream(stream_interval=2)
+    response.push([token(0, "a")])
+    response.push([token(1, "x")])
+    response.push([token(1, "y")])
+    assert rows(channel, "text_output") == [[b"a", b""], [b"", b"xy"]]

@@ -47,6 +47,8 @@ class PreparedGeneration:
     skip_special_tokens: bool
     num_answers: int
     """That are sent: the likeliest of those that are computed."""
+    stream_interval: int
+    """Tokens of an answer that a response of a stream waits for, after the first and until the last."""
     arrived: float
     """Seconds on the engine's clock."""
 
@@ -120,6 +122,7 @@ class TextGeneration:
             include_stop=values["include_stop_str_in_output"],
             skip_special_tokens=values["skip_special_tokens"],
             num_answers=values["n"],
+            stream_interval=values["stream_interval"],
             arrived=now,
         )
 

@@ -35,13 +35,14 @@ class GenerationResponse(ResponseStream):
         self._flags = flags
         self._withdraw = withdraw
         self._answers = [UnsentAnswer(prepared, tokenizer) for _ in range(prepared.request.params.n)]
+        self._sent = False  # whether a response has been
         self._timing = RequestTiming(prepared.arrived, clock)
         wants_prompt = prepared.request.params.prompt_logprobs is not None
         self._prompt_logprobs = PromptLogprobsText(tokenizer) if wants_prompt else None  # until they are sent
 
     def push(self, events: Sequence[TokenEvent | PromptLogprobs]) -> StreamEnd | None:
-        """Sends in one response what the tokens add (streaming), or keeps it until the last. The engine is told of each answer
-        that ends at a stop string while others go on."""
+        """Sends in one response what the tokens add (streaming), or keeps it until the last, or until ``stream_interval`` of them
+        are there. The engine is told of each answer that ends at a stop string while others go on."""
         self.started = True
         news = False
         for event in events:
@@ -55,9 +56,13 @@ class GenerationResponse(ResponseStream):
             self._take(event, answer)
             if all(other.finish_reason is not None for other in self._answers):
                 return self._end(event)
-        if news and self._prepared.stream:
+        if news and self._prepared.stream and self._is_due():
             self._send(self._answers, timing=None)
         return None
+
+    def _is_due(self) -> bool:
+        """The first tokens never wait."""
+        return not self._sent or any(answer.num_unsent >= self._prepared.stream_interval for answer in self._answers)
 
     def _take(self, event: TokenEvent, answer: UnsentAnswer) -> None:
         self._timing.push(event)
@@ -81,6 +86,7 @@ class GenerationResponse(ResponseStream):
         """``timing``: in the last response."""
         tensors = encode_answers([answer.take() for answer in answers], self._take_prompt(), self._flags, timing)
         self.channel.send(tensors, final=timing is not None)
+        self._sent = True
 
     def _take_prompt(self) -> Prompt:
         text, self._prompt_logprobs = self._prompt_logprobs, None
@@ -99,6 +105,10 @@ class UnsentAnswer:
         self._logprobs: list[PositionLogprobs] = []
         self.cumulative_logprob = 0.0
         self.finish_reason: FinishReason | None = None
+
+    @property
+    def num_unsent(self) -> int:
+        return len(self._token_ids)
 
     def push(self, event: TokenEvent) -> bool:
         """Take a token; whether the answer ended with it."""
