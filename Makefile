@@ -24,7 +24,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -121,6 +121,12 @@ bench-perf-analyzer: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## NVIDIA's perf_analyz
 
 bench-prefix-cache: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## times to the first token with the prefix cache and without, through Triton
 	$(BIN)/python benchmarks/bench_prefix_cache.py
+
+bench-peers: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## other engines on the same weights and requests; each gets an environment of its own, 10 GB in all
+	$(BIN)/python benchmarks/peers/compare.py
+
+bench-roofline: $(READY) $(KERNELS) ## after bench-peers: what that work must cost on this machine, and our share of it
+	$(BIN)/python benchmarks/peers/roofline.py
 
 clean: ## remove what was built, also .venv and the demo's models
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so

@@ -86,6 +86,9 @@ class EngineConfig:
         choices=PREFIX_CACHE,
     )
     num_threads: int = _num_threads()
+    spinning: str = _field(
+        "on", "threads of a run that wait burn their cores for a moment before they sleep", choices=("on", "off")
+    )
     share_weights: str = _share_weights()
     default_deadline_ms: int = _default_deadline_ms()
 

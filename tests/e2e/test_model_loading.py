@@ -32,6 +32,7 @@ BAD_PARAMETERS = {
     "kv_cache_memory_fraction": ("nan", "nan"),
     "kv_cache_dtype": ("int3", "'int3'"),
     "num_threads": ("-1", "-1"),
+    "spinning": ("maybe", "'maybe'"),
     "share_weights": ("yes", "'yes'"),
     "default_deadline_ms": ("1e99", "'1e99'"),
 }

@@ -6,9 +6,13 @@ import json
 
 import pytest
 
+from fastserve.config import EngineConfig
+from fastserve.engine.loader import load_engine
 from fastserve.export.options import ExportOptions
 from fastserve.export.text_generation import export_model
+from fastserve.manifest import ModelManifest
 from fastserve.tools.cli import main
+from tests.doubles import FakeClock
 from tests.synthetic.tiny_models import llama_config, save_model
 
 
@@ -58,3 +62,12 @@ def test_a_folder_will_do_and_sampling_is_measured_too(repository, capsys):
 def test_what_cannot_be_measured_is_said_in_a_sentence(repository, capsys, arguments, message):
     assert bench(*arguments, "--model-repository", repository) == 1
     assert message in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize(("setting", "entry"), [({}, "1"), ({"spinning": "off"}, "0")])
+def test_threads_of_a_run_spin_unless_the_configuration_says_otherwise(repository, setting, entry):
+    directory = repository / "tiny" / "1"
+    config = EngineConfig(kv_cache_bytes=1 << 20, max_batched_tokens=64, **setting)
+    engine = load_engine(directory, ModelManifest.load(directory), config, FakeClock())
+    options = engine._runner._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry

@@ -26,11 +26,13 @@ GOOD = {
     "kv_cache_dtype": ("fp16", "fp16"),
     "prefix_cache": ("per_tenant", "per_tenant"),
     "num_threads": ("2", 2),
+    "spinning": ("off", "off"),
     "share_weights": ("on", "on"),
     "default_deadline_ms": ("1500", 1500),
 }
 
 BAD = [
+    ("spinning", "yes", "on or off"),
     ("share_weights", "yes", "auto or on or off"),
     ("policy", "lifo", "fcfs"),
     ("policy", "", "fcfs"),

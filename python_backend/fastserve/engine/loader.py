@@ -62,6 +62,7 @@ def load_engine(
         kv_cache_dtype=config.kv_cache_dtype,
         session=SessionSettings(
             num_threads,
+            config.spinning == "on",
             share_weights=device is HOST and shares_weights(config, instance.num_instances),
             profile=profile,
             providers=device.providers,
