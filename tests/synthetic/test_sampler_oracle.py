@@ -18,8 +18,8 @@ from transformers.generation.logits_process import (
 )
 
 from fastserve.core.sequence import Sequence
-from fastserve.worker.sampler import process_logits
 from tests.doubles import make_request
+from tests.sampling_oracle import process_logits
 
 VOCAB = 120
 FILTERS = {"top_k": (0, 1, 7, 60, 500), "top_p": (1.0, 0.947, 0.513, 0.011), "min_p": (0.0, 0.02, 0.3, 1.0)}

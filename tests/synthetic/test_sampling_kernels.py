@@ -10,8 +10,9 @@ import pytest
 from fastserve.core.request import SamplingParams
 from fastserve.core.sequence import Sequence
 from fastserve.worker.kernels.sampling import Logits, draw_token, largest_tokens, log_sum_exp
-from fastserve.worker.sampler import draw, process_logits, uniform
+from fastserve.worker.sampler import uniform
 from tests.doubles import make_request
+from tests.sampling_oracle import draw, process_logits
 
 PARAMETERS = [
     SamplingParams(),

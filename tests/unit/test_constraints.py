@@ -9,10 +9,11 @@ from fastserve.core.invariants import violations
 from fastserve.core.request import FinishReason
 from fastserve.core.sequence import Sequence
 from fastserve.errors import InvalidRequest, StepFailed
-from fastserve.worker.sampler import Sampler, process_logits
+from fastserve.worker.sampler import Sampler
 from tests.constraint_doubles import SumConstraint
 from tests.doubles import collect, make_engine, make_request, run_to_end
 from tests.hashing_runner import VOCAB_SIZE, HashingRunner
+from tests.sampling_oracle import process_logits
 
 END = 90  # leaves no remainder: it may come up in the middle of an answer, too, unless it is forbidden there
 

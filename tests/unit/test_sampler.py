@@ -11,8 +11,9 @@ from fastserve.core.plan import SampledToken
 from fastserve.core.sequence import Sequence
 from fastserve.errors import InvalidRequest, StepFailed
 from fastserve.worker.logprobs import position_logprobs
-from fastserve.worker.sampler import Sampler, answer_seed, draw, process_logits, uniform
+from fastserve.worker.sampler import Sampler, answer_seed, uniform
 from tests.doubles import make_request
+from tests.sampling_oracle import draw, process_logits
 
 VOCAB = 50
 

@@ -8,18 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.core.logprobs import PositionLogprobs, TokenLogprob
+from fastserve.worker.kernels.sampling import log_sum_exp
 
 Logits = npt.NDArray[np.float32]
 
 
 def log_probability(row: Logits, token_id: int) -> float:
     """Natural log of the probability of ``token_id`` under the logits ``row``, [vocab_size]."""
-    return float(row[token_id]) - _log_total(row)
+    return float(row[token_id]) - log_sum_exp(row)
 
 
 def log_probabilities(row: Logits) -> Logits:
     """Natural logs of all probabilities under the logits ``row``, [vocab_size]."""
-    logs: Logits = row - np.float32(_log_total(row))
+    logs: Logits = row - np.float32(log_sum_exp(row))
     return logs
 
 
@@ -29,7 +30,7 @@ def position_logprobs(row: Logits, token_id: int, count: int) -> PositionLogprob
     Tokens of equal probability are ranked by id; a token outside the listed ones has one more than the number of
     likelier tokens. Depends on this row alone.
     """
-    total = _log_total(row)
+    total = log_sum_exp(row)
     best = _likeliest(row, count)
     ranks = {candidate: rank for rank, candidate in enumerate(best, 1)}
     own_rank = ranks.pop(token_id, None) or 1 + int(np.count_nonzero(row > row[token_id]))
@@ -52,9 +53,3 @@ def _likeliest(row: Logits, count: int) -> list[int]:
     order = np.argsort(-row[candidates], kind="stable")[:count]
     found: list[int] = candidates[order].tolist()
     return found
-
-
-def _log_total(row: Logits) -> float:
-    """Log of the sum of the exponentials of the row."""
-    highest = float(row.max())
-    return highest + float(np.log(np.exp(row.astype(np.float64) - highest).sum()))

@@ -11,20 +11,16 @@ import logging
 from collections.abc import Sequence as Items
 
 import numpy as np
-import numpy.typing as npt
 
 from fastserve.core.beam_search import BeamCandidates
 from fastserve.core.plan import SampledToken
-from fastserve.core.request import SamplingParams
 from fastserve.core.sequence import Sequence
 from fastserve.errors import FastServeError, InvalidRequest, StepFailed
 from fastserve.worker.beam_candidates import beam_candidates
+from fastserve.worker.kernels.sampling import draw_token, largest_tokens
 from fastserve.worker.logprobs import Logits, log_probabilities, log_probability, position_logprobs
 
 logger = logging.getLogger(__name__)
-
-NUCLEUS_GUESS = 1024
-"""A top-p nucleus is looked for among this many best tokens before all are sorted."""
 
 _MASK64 = (1 << 64) - 1
 
@@ -61,14 +57,13 @@ class Sampler:
         """
         if not sequences:
             return []
-        best = np.argmax(logits, axis=1)
-        finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
-        rows = zip(range(len(logits)), sequences, best.tolist(), finite, strict=True)
+        logits = np.ascontiguousarray(logits, np.float32)
+        best = largest_tokens(logits).tolist()
         return [
             SampledToken(first)
-            if is_finite and sequence.request.params.wants_likeliest_only
+            if first >= 0 and sequence.request.params.wants_likeliest_only
             else self._sample_or_fail(logits[row], sequence, first)
-            for row, sequence, first, is_finite in rows
+            for row, (sequence, first) in enumerate(zip(sequences, best, strict=True))
         ]
 
     def _sample_or_fail(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | BeamCandidates | FastServeError:
@@ -81,26 +76,30 @@ class Sampler:
             return StepFailed(f"the token could not be sampled ({type(error).__name__}: {error})")
 
     def _sample_row(self, row: Logits, sequence: Sequence, best: int) -> SampledToken | BeamCandidates | FastServeError:
+        """``best``: the likeliest token, -1 when a logit is not a number or the largest is infinite."""
         params = sequence.request.params
-        if not np.isfinite(row[best]):
+        if best < 0:
             return StepFailed("the model's logits for this request are not finite")
         if params.num_beams > 1:
-            scores = process_logits(log_probabilities(row), sequence)
+            scores = edit_logits(log_probabilities(row), sequence)
             return beam_candidates(scores, params) if np.isfinite(scores.max()) else _nothing_left(sequence)
-        token_id = best
-        if not params.takes_likeliest:
-            processed = process_logits(row, sequence)
-            if not np.isfinite(processed.max()):
-                return _nothing_left(sequence)
-            if params.greedy:
-                token_id = int(np.argmax(processed))
-            else:
-                token_id = draw(processed, uniform(answer_seed(params.seed, sequence.index), len(sequence.output_token_ids)))
+        token_id = best if params.takes_likeliest else _choose(row, sequence)
+        if token_id < 0:
+            return _nothing_left(sequence)
         return SampledToken(
             token_id,
             log_probability(row, token_id) if params.return_logprobs else None,
             position_logprobs(row, token_id, params.logprobs) if params.logprobs is not None else None,
         )
+
+
+def _choose(row: Logits, sequence: Sequence) -> int:
+    """A token of the edited row, or -1 when none is left."""
+    params, row = sequence.request.params, edit_logits(row, sequence)
+    if params.greedy:
+        return int(largest_tokens(row[None])[0])
+    number = uniform(answer_seed(params.seed, sequence.index), len(sequence.output_token_ids))
+    return draw_token(row, params.temperature, params.top_k, params.top_p, params.min_p, number)
 
 
 def _nothing_left(sequence: Sequence) -> InvalidRequest:
@@ -111,10 +110,13 @@ def _nothing_left(sequence: Sequence) -> InvalidRequest:
     return InvalidRequest("bad_words", params.bad_words, "words that leave a token to choose")
 
 
-def process_logits(row: Logits, sequence: Sequence) -> Logits:
-    """The row after every step that changes it; excluded tokens are -inf. Returns a new array, [vocab_size]."""
+def edit_logits(row: Logits, sequence: Sequence) -> Logits:
+    """The row after every step that depends on the answer so far; excluded tokens are -inf. [vocab_size], a copy unless there is
+    nothing to change."""
     params = sequence.request.params
-    row = row.astype(np.float32, copy=True)
+    if not changes_logits(sequence):
+        return row
+    row = row.copy()
     if params.has_penalties:
         _penalise(row, sequence)
     if len(sequence.output_token_ids) < params.min_tokens:
@@ -126,17 +128,14 @@ def process_logits(row: Logits, sequence: Sequence) -> Logits:
     if sequence.constraint is not None:
         bits = np.frombuffer(sequence.constraint.allowed(), np.uint8)
         row[np.unpackbits(bits, count=len(row), bitorder="little") == 0] = -np.inf
-    if params.greedy or not np.isfinite(row.max()):
-        return row
-    row /= np.float32(params.temperature)
-    if 0 < params.top_k < len(row):
-        kth = np.partition(row, len(row) - params.top_k)[len(row) - params.top_k]
-        row[row < kth] = -np.inf
-    if params.top_p < 1.0:
-        _keep_top_p(row, params)
-    if params.min_p > 0.0:
-        row[row < np.max(row) + np.log(params.min_p)] = -np.inf
     return row
+
+
+def changes_logits(sequence: Sequence) -> bool:
+    """Whether :func:`edit_logits` may do anything."""
+    params = sequence.request.params
+    plain = not params.has_penalties and not params.min_tokens and not params.bad_words
+    return not plain or sequence.constraint is not None
 
 
 def _penalise(row: Logits, sequence: Sequence) -> None:
@@ -150,34 +149,3 @@ def _penalise(row: Logits, sequence: Sequence) -> None:
         penalty = np.float32(params.repetition_penalty)
         row[seen] = np.where(values < 0, values * penalty, values / penalty)
     row[outputs] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
-
-
-def _keep_top_p(row: Logits, params: SamplingParams) -> None:
-    """Nucleus sampling (Holtzman et al., 2020): the smallest set of tokens whose probability reaches top_p."""
-    weights = np.exp(row.astype(np.float64) - float(row.max()))
-    total = float(weights.sum())
-    candidates = np.flatnonzero(weights)
-    if len(candidates) > NUCLEUS_GUESS:
-        guess = np.flatnonzero(row >= np.partition(row, -NUCLEUS_GUESS)[-NUCLEUS_GUESS])
-        if weights[guess].sum() >= params.top_p * total:
-            candidates = guess
-    order = candidates[np.argsort(row[candidates], kind="stable")][::-1]  # the likeliest first
-    mass = weights[order] / total
-    kept = order[np.cumsum(mass) - mass < params.top_p]
-    values = row[kept]
-    row[:] = -np.inf
-    row[kept] = values
-
-
-def draw(row: Logits, number: float) -> int:
-    """The token at quantile ``number`` of the distribution softmax(row), in id order. [vocab_size] -> id."""
-    candidates = np.flatnonzero(row > -np.inf)
-    cumulative = np.cumsum(_softmax(row[candidates]))
-    index = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
-    return int(candidates[min(index, len(candidates) - 1)])
-
-
-def _softmax(values: Logits) -> npt.NDArray[np.float64]:
-    weights: npt.NDArray[np.float64] = np.exp(values.astype(np.float64) - float(values.max()))
-    weights /= weights.sum()
-    return weights
