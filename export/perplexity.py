@@ -29,6 +29,7 @@ from fastserve.worker.model_runner import ModelRunner
 
 FloatArray = npt.NDArray[np.float32]
 ScoreArray = npt.NDArray[np.float64]
+TokenArray = npt.NDArray[np.int64]
 
 LONGEST_WINDOW = 1024
 """Tokens of a window of a model with a longer context: what most published figures of small models are measured with."""
@@ -96,14 +97,19 @@ class ServedLanguageModel:
 
     def score(self, window: TextWindow) -> ScoreArray:
         """Natural log-probability of each scored token, [num_scored]. Raises StepFailed."""
+        return self.read(window)[0]
+
+    def read(self, window: TextWindow) -> tuple[ScoreArray, TokenArray]:
+        """As :meth:`score`, and the likeliest token at the place of each, [num_scored]."""
         tokens = np.array(window.token_ids, np.int64)  # [num_tokens]
-        parts = []
+        parts, likeliest = [], []
         for begin in range(0, len(tokens) - 1, _CHUNK):  # nothing is asked of the last token
             end = min(begin + _CHUNK, len(tokens) - 1)
             asked = range(max(begin, window.num_context - 1), end)  # the row of a token predicts the next one
             logits = self._run(window.token_ids[begin:end], begin, len(asked))
             parts.append(_log_probabilities(logits, tokens[asked.start + 1 : end + 1]) if asked else np.empty(0))
-        return np.concatenate(parts)
+            likeliest.append(logits.argmax(axis=1))
+        return np.concatenate(parts), np.concatenate(likeliest)
 
     def _run(self, chunk: tuple[int, ...], num_computed: int, num_rows: int) -> FloatArray:
         """Logits of the chunk's last ``num_rows`` tokens, [num_rows, vocab_size]; overwritten by the next run."""

@@ -36,7 +36,7 @@ def summary(result: ExportResult) -> Table:
 
 def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
     proof = manifest.proof
-    return {
+    rows = {
         "attention": f"{len(cache.layers)} layers, {cache.layers[0].kv_num_heads} KV heads of {cache.layers[0].head_size}",
         "longest context": f"{manifest.model.max_model_len:,} tokens",
         "chat template": "yes" if manifest.tokenizer and manifest.tokenizer.chat_template else "no",
@@ -45,8 +45,16 @@ def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
         f"(chunked {proof['max_abs_logit_difference_chunked']:.2g}, fp16 cache {proof['max_abs_logit_difference_kv_fp16']:.2g}, "
         f"int8 cache {proof['max_abs_logit_difference_kv_int8']:.2g}), logit scale {proof['logit_scale']:.2g}",
         "alone vs batched": _neighbours(proof["max_abs_difference_alone_batched"]),
-        "greedy tokens": f"all equal, {proof['greedy_ties']:.0f} near-ties",
     }
+    if "perplexity" in proof:
+        change = proof["perplexity"] / proof["perplexity_fp32"] - 1
+        rows["int8 on a text"] = (
+            f"perplexity {proof['perplexity']:.3f}, fp32 {proof['perplexity_fp32']:.3f} ({change:+.1%}); greedy token agrees in "
+            f"{proof['greedy_agreement']:.1%} of {proof['quality_tokens']:,.0f}"
+        )
+    else:
+        rows["greedy tokens"] = f"all equal, {proof['greedy_ties']:.0f} near-ties"
+    return rows
 
 
 def _cuda(manifest: ModelManifest) -> dict[str, str]:

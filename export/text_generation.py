@@ -7,27 +7,33 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 import fastserve
+from fastserve.export.activations import use_single_operations
 from fastserve.export.adapter import check_adapter, merge_adapter
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.cuda import check_layers_for_cuda, prove_for_cuda, write_copy_graph
+from fastserve.export.decoder_rewrites import optimize_decoder
 from fastserve.export.description import cache_spec, graph_spec, notes, write_tokenizer
 from fastserve.export.generation_settings import generation_defaults
 from fastserve.export.graph import convert, trace_packed
 from fastserve.export.graph_guards import check_graph
 from fastserve.export.guards import check_config, check_layers, check_model
 from fastserve.export.half_precision import half_precision_loss, narrow_weights, round_weights
+from fastserve.export.int8 import Int8Ground, prepare_int8, quantize_decoder
 from fastserve.export.onnx_files import write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
 from fastserve.export.publish import check_target, staged_version
+from fastserve.export.quality import SourceQuality, measure_quality
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import RotaryPlan, freeze_frequencies, rotary_plan
 from fastserve.export.source import LoadedModel, load, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
 from fastserve.export.targets import TARGETS
 from fastserve.export.text_proof import prove_text
-from fastserve.manifest import CUDA, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_files
+from fastserve.manifest import CPU, CUDA, GraphSpec, ModelManifest, ModelSpec, TokenizerSpec, hash_files
 from fastserve.worker.device import COPY_ROLE
 
 
@@ -57,10 +63,12 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
         merged = merge_adapter(loaded[0], options.adapter) if options.adapter is not None else None
         with staged_version(options, name) as directory:
             remarks = _notes(loaded[0], plan) + ((merged,) if merged else ())
-            manifest, reference = _write(loaded, directory, options, plan, clock)
+            manifest, reference, quality = _write(loaded, directory, options, plan, clock)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             measured = (prove_for_cuda if options.device == CUDA else prove)(directory, manifest, reference)
+            if quality is not None:
+                measured |= measure_quality(directory, manifest, quality)
             manifest = dataclasses.replace(manifest, proof=manifest.proof | measured)
             manifest.save(directory)
             ModelManifest.load(directory)  # as the server will
@@ -74,7 +82,7 @@ def _notes(loaded: LoadedModel, plan: RotaryPlan) -> tuple[str, ...]:
 
 def _write(
     holder: list[LoadedModel], directory: Path, options: ExportOptions, plan: RotaryPlan, clock: StageClock
-) -> tuple[ModelManifest, Reference]:
+) -> tuple[ModelManifest, Reference, SourceQuality | None]:
     """Everything up to the proof. Takes the model out of ``holder``, so that its weights are freed on return."""
     loaded = holder.pop()
     model = loaded.model
@@ -93,23 +101,35 @@ def _write(
     reference = reference_run(model, plan.max_model_len, {layer.window for layer in layers})
     freeze_frequencies(model)  # else after the reference run: the proof covers the freezing too
     losses = _narrow(model, options.device, reference)
+    ground = prepare_int8(loaded, options, plan.max_model_len) if options.dtype == "int8" else None
     clock.begin(Stage.TRACE)
     program = trace_packed(model, layers, target)
     clock.begin(Stage.CONVERT)
     graph_model = convert(program, len(layers), target)
     check_graph(graph_model.graph, len(layers), target.domain)
+    if options.device == CPU:
+        _optimize(graph_model, options, ground, plan.max_model_len)
     clock.begin(Stage.WRITE)
     write_graphs(graph_model, directory, target.graph_files)
     graphs = {"decoder": graph_spec(graph_model.graph, dict(target.graph_files))}
     if options.device == CUDA:
         graphs[COPY_ROLE] = write_copy_graph(directory)
     manifest = _describe(loaded, options, graphs, tokenizer, layers, directory)
-    return dataclasses.replace(manifest, proof=losses), reference
+    return dataclasses.replace(manifest, proof=losses), reference, ground.quality if ground is not None else None
+
+
+def _optimize(graph_model: ir.Model, options: ExportOptions, ground: Int8Ground | None, max_model_len: int) -> None:
+    """Fuse the graph, with operators that only a CPU has, and quantise it if asked for."""
+    optimize_decoder(graph_model, max_model_len)
+    if ground is not None:
+        quantize_decoder(graph_model, ground.peaks, options.keep_fp32 or ())
 
 
 def _narrow(model: Any, device: str, reference: Reference) -> dict[str, float]:
-    """Store the weights in the device's type; what that loses."""
+    """Store the weights in the device's type; what that loses. On a CPU they stay, and activations that the source spells out
+    become single operations."""
     if device != CUDA:
+        use_single_operations(model)
         return {}
     narrow_weights(model, TARGETS[device].dtype)
     return half_precision_loss(model, reference)

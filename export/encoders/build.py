@@ -7,16 +7,16 @@ from typing import Any
 import onnx_ir as ir
 
 from fastserve.errors import UnsupportedModel
-from fastserve.export.encoders.activations import use_single_operations
+from fastserve.export.activations import use_single_operations
 from fastserve.export.encoders.graph import convert_encoder, trace_encoder
 from fastserve.export.encoders.heads import HEADS
 from fastserve.export.encoders.inputs import keep_first_type
 from fastserve.export.encoders.packed_attention import ATTENTION
 from fastserve.export.encoders.plan import EncoderPlan
-from fastserve.export.encoders.quantization import quantize_layers
 from fastserve.export.encoders.rewrites import optimize
 from fastserve.export.graph_guards import ROWS, SEQUENCES, check_attention, check_tokens
 from fastserve.export.options import ExportOptions, Stage
+from fastserve.export.rewrites.quantization import quantize_layers
 from fastserve.export.rotary import freeze_frequencies
 from fastserve.export.stages import StageClock
 

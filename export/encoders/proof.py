@@ -21,23 +21,20 @@ from fastserve.export.encoders.heads import Rows
 from fastserve.export.encoders.plan import EncoderPlan
 from fastserve.export.encoders.sample_texts import PAIR_TASKS, SAMPLE_TEXTS
 from fastserve.export.proof import (
+    INT8_TOLERANCE,
     LOGIT_TOLERANCE,
     LONGEST_WINDOW,
     NEIGHBOUR_TOLERANCE,
     check_limits,
     greedy_agreement,
     largest_difference,
+    likeness,
 )
 from fastserve.export.source import LoadedModel
 from fastserve.manifest import ModelManifest
 from fastserve.worker.encoder_runner import EncoderRunner
 
 FloatArray = npt.NDArray[np.float32]
-
-INT8_TOLERANCE = 0.3
-"""Largest size of an int8 export's error on texts, as a share of the size of the source's outputs (root mean squares). Eight
-bits cost some hundredths; outputs that have nothing to do with the source's would give 1.4, zeros 1. At 0.3, embeddings still
-point the source's way (cosine 0.95)."""
 
 _LENGTHS = (1, 2, 5, 12, 19, 33, 48, 70, 131, 1024)
 _MARKED = 8
@@ -175,18 +172,6 @@ def judge_encoder(measures: dict[str, float]) -> None:
         "greedy_disagreements": 0.0,
     }
     check_limits(measures, limits)
-
-
-def likeness(outputs: list[FloatArray], wanted: list[FloatArray]) -> dict[str, float]:
-    """How much like the source's outputs are those of an export that cannot equal them."""
-    got, right = np.concatenate([o.ravel() for o in outputs]), np.concatenate([o.ravel() for o in wanted])
-    rows = [pair for output, source in zip(outputs, wanted, strict=True) for pair in zip(output, source, strict=True)]
-    return {
-        "relative_error": float(np.linalg.norm(got - right) / np.linalg.norm(right)),
-        "mean_abs_difference": float(np.abs(got - right).mean()),
-        "best_column_agreement": float(np.mean([row.argmax() == source.argmax() for row, source in rows])),
-        "lowest_cosine": float(min(row @ source / (np.linalg.norm(row) * np.linalg.norm(source)) for row, source in rows)),
-    }
 
 
 def judge_int8(measures: dict[str, float]) -> None:

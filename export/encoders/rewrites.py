@@ -9,11 +9,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fastserve.export.attention import DOMAIN
-from fastserve.export.encoders.batch_axis import drop_batch_axis, replace
-from fastserve.export.encoders.early_gather import gather_early
 from fastserve.export.encoders.packed_attention import ATTENTION
-from fastserve.export.encoders.projections import Projection, joined, split_projections
 from fastserve.export.encoders.rotary_nodes import use_rotary_nodes
+from fastserve.export.rewrites.batch_axis import drop_batch_axis
+from fastserve.export.rewrites.early_gather import gather_early
+from fastserve.export.rewrites.graph_edits import drop_reshapes, replace, unshaped
+from fastserve.export.rewrites.projections import Projection, joined, split_projections
 
 
 def optimize(model: ir.Model, longest: int) -> None:
@@ -34,7 +35,7 @@ def fuse_query_key_value(graph: ir.Graph) -> None:
     """Where query, key and value of a layer are nothing but three projections of the same rows, make them with one product and
     give them to attention packed."""
     for attention in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, ATTENTION)]:
-        found = [projection for value in attention.inputs[:3] if (projection := Projection.behind(_unshaped(value))) is not None]
+        found = [projection for value in attention.inputs[:3] if (projection := Projection.behind(unshaped(value))) is not None]
         packed = joined(found, f"{attention.name}.query_key_value") if len(found) == 3 else None
         if packed is None:
             continue
@@ -44,21 +45,6 @@ def fuse_query_key_value(graph: ir.Graph) -> None:
         graph.insert_before(attention, [node])
         replace(attention.outputs[0], node.outputs[0])
         graph.remove(attention, safe=True)
-
-
-def drop_reshapes(graph: ir.Graph) -> None:
-    """Where a value was reshaped and got its shape back, take the value."""
-    for node in list(graph):
-        source = _unshaped(node.outputs[0]) if node.op_type == "Reshape" else None
-        if source is not None and source.shape is not None and source.shape == node.outputs[0].shape:
-            replace(node.outputs[0], source)
-
-
-def _unshaped(value: ir.Value | None) -> ir.Value | None:
-    """``value`` before it was reshaped."""
-    while value is not None and (node := value.producer()) is not None and node.op_type == "Reshape":
-        value = node.inputs[0]
-    return value
 
 
 def share_equal_weights(graph: ir.Graph) -> None:

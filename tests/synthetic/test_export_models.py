@@ -120,9 +120,9 @@ def test_the_proof_is_in_the_manifest_and_every_hash_holds(export: ExportResult)
 def test_graph_inputs_have_the_contracts_names_types_and_shapes(export: ExportResult) -> None:
     graph = export.manifest.graphs["decoder"]
     shapes = {spec.name: (spec.dtype, spec.shape) for spec in graph.inputs if "." not in spec.name}
-    assert shapes == {
+    learned = {"position_ids": ("int64", ("num_tokens",))}  # where rotations tell them, attention knows positions by itself
+    assert shapes == (learned if export.manifest.model.model_type == "gpt2" else {}) | {
         "input_ids": ("int64", ("num_tokens",)),
-        "position_ids": ("int64", ("num_tokens",)),
         "cumulative_sequence_length": ("int32", ("num_seqs_plus_1",)),
         "past_seqlens": ("int32", ("num_seqs",)),
         "block_table": ("int32", ("num_seqs", "max_blocks")),
@@ -149,19 +149,22 @@ def test_attention_nodes_mirror_the_signature_of_onnx_runtimes_op(export: Export
     assert len(nodes) == 2
     for index, node in enumerate(nodes):
         assert node.domain == "fastserve"
-        assert list(node.input[3:]) == [
+        rotates, normalises = (export.manifest.model.model_type != "gpt2"), export.manifest.model.model_type == "qwen3"
+        assert list(node.input[1:8]) == [
+            *("", ""),  # key and value are in the first input
             f"key_cache.{index}",
             f"value_cache.{index}",
             "cumulative_sequence_length",
             "past_seqlens",
             "block_table",
-            "",
-            "",
-            "slot_mapping",
         ]
+        optional = [bool(name) for name in [*node.input[8:], *[""] * 6][:6]]
+        assert optional == [rotates, rotates, True, False, normalises, normalises]
+        assert node.input[10] == "slot_mapping"
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        assert set(attributes) == {"num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary"}
-        assert (attributes["num_heads"], attributes["do_rotary"], attributes["softcap"]) == (4, 0, 0.0)
+        known = {"num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary"}
+        assert set(attributes) == known | ({"qk_norm_epsilon"} if normalises else set())
+        assert (attributes["num_heads"], attributes["do_rotary"], attributes["softcap"]) == (4, int(rotates), 0.0)
 
 
 @pytest.mark.parametrize(

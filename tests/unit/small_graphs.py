@@ -43,7 +43,9 @@ def model(nodes: Sequence[onnx.NodeProto], output: tuple[str, list[Any]], **cons
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("fastserve", 1)], ir_version=10
+    )
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
 

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fastserve.export.encoders.packed_attention import ATTENTION
-from fastserve.export.encoders.projections import split_projections
 from fastserve.export.encoders.rewrites import drop_reshapes, fuse_query_key_value
 from fastserve.export.encoders.rotary_nodes import OPERATOR as ROTARY
 from fastserve.export.encoders.rotary_nodes import use_rotary_nodes
+from fastserve.export.rewrites.projections import split_projections
 from tests.unit.small_graphs import attention, model, operators, rewritten, weight
 
 # --- projections ------------------------------------------------------------------------------------------------------

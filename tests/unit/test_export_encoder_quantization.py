@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from fastserve.errors import UnsupportedModel
-from fastserve.export.encoders.quantization import OPERATOR, quantize_layers
+from fastserve.export.rewrites.quantization import OPERATOR, quantize_layers
 from fastserve.worker.kernels.quantized_weight import pack_weight
 from tests.unit.small_graphs import Array, model, weight
 

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from fastserve.export.encoders.batch_axis import drop_batch_axis
-from fastserve.export.encoders.early_gather import gather_early
 from fastserve.export.encoders.rewrites import share_equal_weights
+from fastserve.export.rewrites.batch_axis import drop_batch_axis
+from fastserve.export.rewrites.early_gather import gather_early
 from tests.unit.small_graphs import Array, model, operators, rewritten, weight
 
 # --- the batch axis ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ def settings(
     [
         ("text-generation", "max_length", 128, "only for"),
         ("text-generation", "stride", 8, "only for"),
-        ("text-generation", "dtype", "int8", "fp32 for text-generation"),
         ("text-classification", "pooling", "mean", "only for feature-extraction"),
         ("text-classification", "aggregation_strategy", "max", "only for token-classification"),
         ("token-classification", "markers", ("a", "b", "c", "d"), "only for relation-extraction"),

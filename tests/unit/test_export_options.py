@@ -27,6 +27,8 @@ PACKAGE = Path(fastserve.__file__).parent
         ("max_model_len", 1, "at least 2"),
         ("device", "tpu", "cpu or cuda"),
         ("dtype", "fp16", "fp16 for device cuda, and only for it"),
+        ("keep_fp32", ("lm_head",), "only with dtype int8, not with fp32"),
+        ("quality_text", Path("text"), "only with dtype int8, not with fp32"),
     ],
 )
 def test_a_bad_option_is_refused_with_its_name_its_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:

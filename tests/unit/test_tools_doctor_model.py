@@ -54,7 +54,14 @@ def test_a_supported_model_is_shown_with_memory_speed_and_the_command_that_expor
     find(monkeypatch, DECODER)
     assert cli.main(["doctor", "my-model"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for words in ("1,000,000 parameters", "3.8 MB in fp32", "1,024 bytes a token", "2,048 tokens", "100 tokens/s for one answer"):
+    for words in (
+        "1,000,000 parameters",
+        "3.8 MB in fp32",
+        "with --dtype int8",
+        "1,024 bytes a token",
+        "2,048 tokens",
+        "100 tokens/s for one answer",
+    ):
         assert words in out
     assert "note: a note" in out and "fastserve export my-model --task text-generation" in out
 

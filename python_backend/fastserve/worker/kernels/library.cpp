@@ -1,10 +1,13 @@
 // The exported functions of libfastserve_ops.so.
+#include "gated_activation_op.h"
 #include "isa/kernels.h"
 #include "isa/quantized_kernels.h"
 #include "ort_call.h"
 #include "packed_attention_op.h"
 #include "paged_attention_op.h"
+#include "quantized_gather_op.h"
 #include "quantized_matmul_op.h"
+#include "row_norm_op.h"
 #include "sampling.h"
 #include "segment_mean_op.h"
 
@@ -22,7 +25,8 @@ FASTSERVE_EXPORT fastserve::ort::Status* RegisterCustomOps(fastserve::ort::Sessi
     static ort::CustomOpDomain* const domain = [api] {
       ort::CustomOpDomain* created = nullptr;
       check(api->CreateCustomOpDomain("fastserve", &created));
-      for (const ort::CustomOp* op : {&paged_attention_op(), &packed_attention_op(), &quantized_matmul_op(), &segment_mean_op()})
+      for (const ort::CustomOp* op : {&paged_attention_op(), &packed_attention_op(), &quantized_matmul_op(), &segment_mean_op(),
+                                   &row_norm_op(), &gated_activation_op(), &quantized_gather_op()})
         check(api->CustomOpDomain_Add(created, op));
       return created;
     }();

@@ -66,9 +66,14 @@ SequenceEnds read_sequence_ends(const Tensor& tensor, int64_t num_tokens) {
 }
 
 float* make_output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape) {
+  return make_optional_output(api, context, shape, 0);
+}
+
+float* make_optional_output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape, size_t index) {
   ort::Value* output = nullptr;
   void* data = nullptr;
-  check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
+  check(api.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &output));
+  if (output == nullptr) return nullptr;
   check(api.GetTensorMutableData(output, &data));
   return static_cast<float*>(data);
 }

@@ -38,6 +38,8 @@ SequenceEnds read_sequence_ends(const Tensor& tensor, int64_t num_tokens);
 
 // The float output 0 of this call.
 float* make_output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape);
+// Float output `index`; null where the node does not have it.
+float* make_optional_output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape, size_t index);
 
 // The attribute's value, or `missing` when the node does not have it.
 int64_t read_int(const ort::Api& api, const ort::KernelInfo* info, const char* name, int64_t missing);

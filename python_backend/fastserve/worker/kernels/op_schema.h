@@ -17,9 +17,10 @@ struct OpSchema {
   const char* qualified_name;  // with it, as errors say it
   const OpInput* inputs;
   size_t num_inputs;
+  size_t num_outputs = 1;  // all after the first optional
 };
 
-// Version 1 of an op with one float output. `Kernel` has a static function schema(), a constructor
+// Version 1 of an op with float outputs. `Kernel` has a static function schema(), a constructor
 // (const ort::Api&, const ort::KernelInfo*) that reads and checks the attributes, and compute(ort::KernelContext*) const,
 // which several threads may call at once.
 template <class Kernel>
@@ -32,10 +33,10 @@ ort::CustomOp define_op() {
   op.GetInputType = [](const CustomOp*, size_t index) { return Kernel::schema().inputs[index].type; };
   op.GetInputTypeCount = [](const CustomOp*) { return Kernel::schema().num_inputs; };
   op.GetOutputType = [](const CustomOp*, size_t) { return ort::kFloat; };
-  op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return 1; };
+  op.GetOutputTypeCount = [](const CustomOp*) { return Kernel::schema().num_outputs; };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.GetInputCharacteristic = [](const CustomOp*, size_t index) { return Kernel::schema().inputs[index].characteristic; };
-  op.GetOutputCharacteristic = [](const CustomOp*, size_t) { return ort::kRequired; };
+  op.GetOutputCharacteristic = [](const CustomOp*, size_t index) { return index == 0 ? ort::kRequired : ort::kOptional; };
   op.GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
   op.GetVariadicInputMinArity = [](const CustomOp*) { return 0; };
   op.GetVariadicInputHomogeneity = [](const CustomOp*) { return 0; };

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "quantized_kernels.h"
+#include "row_kernels.h"
 
 #if defined(FASTSERVE_X86)
 #include <cpuid.h>
@@ -81,6 +82,11 @@ const Kernels& choose_kernels() {
   return may_use(kAvx2) ? kAvx2Kernels : kGenericKernels;
 }
 
+const RowKernels& choose_row_kernels() {
+  if (may_use(kAvx512)) return kAvx512RowKernels;
+  return may_use(kAvx2) ? kAvx2RowKernels : kGenericRowKernels;
+}
+
 const QuantizedKernels& choose_quantized_kernels() {
 #if defined(FASTSERVE_AMX)
   if (may_use(kAmx)) return kAmxQuantizedKernels;
@@ -94,6 +100,7 @@ const QuantizedKernels& choose_quantized_kernels() {
 }
 #else
 const Kernels& choose_kernels() { return kGenericKernels; }
+const RowKernels& choose_row_kernels() { return kGenericRowKernels; }
 const QuantizedKernels& choose_quantized_kernels() { return kGenericQuantizedKernels; }
 #endif
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fastserve.export.encoders.batch_axis import ELEMENTWISE, replace
-from fastserve.export.graph_guards import TOKENS
+from fastserve.export.attention import DOMAIN
+from fastserve.export.rewrites.batch_axis import ELEMENTWISE
+from fastserve.export.rewrites.graph_edits import is_rows, replace
+
+_OWN_ROW_OPERATORS = frozenset({"GatedActivation", "QuantizedMatMul", "RowNorm"})
 
 
 def gather_early(graph: ir.Graph) -> None:
@@ -34,7 +37,7 @@ def _move(graph: ir.Graph, gather: ir.Node, rows: ir.Value) -> bool:
     readers = [node for value in source.outputs for node, _ in value.uses()]
     if any(value.is_graph_output() for value in source.outputs) or not all(_picks(node, rows) for node in readers):
         return False
-    inputs = [_picked(graph, value, rows) if value is not None and _has_tokens(value) else value for value in source.inputs]
+    inputs = [_picked(graph, value, rows) if value is not None and is_rows(value) else value for value in source.inputs]
     outputs = [_picked_like(value, rows) for value in source.outputs]
     name = f"{source.name}.{rows.name}"
     copy = ir.Node(source.domain, source.op_type, inputs, list(source.attributes.values()), outputs=outputs, name=name)
@@ -66,18 +69,13 @@ def _picked_like(value: ir.Value, rows: ir.Value) -> ir.Value:
 def _works_on_rows(node: ir.Node) -> bool:
     """Whether each row [num_tokens, n] of the results comes from the same row of those operands that have rows; the others must
     be constants."""
-    carriers = [value for value in node.inputs if value is not None and _has_tokens(value)]
-    if not carriers or not all(_has_tokens(value) for value in node.outputs):
+    carriers = [value for value in node.inputs if value is not None and is_rows(value)]
+    if not carriers or not all(is_rows(value) for value in node.outputs):
         return False
     if any(value.const_value is None for value in node.inputs if value is not None and value not in carriers):
         return False
     if node.op_type in ("LayerNormalization", "Split"):
         return node.attributes["axis"].as_int() in (-1, 1)
-    return node.op_type in ELEMENTWISE or (node.op_type == "MatMul" and node.inputs[0] in carriers and len(carriers) == 1)
-
-
-def _has_tokens(value: ir.Value) -> bool:
-    """Whether ``value`` is [num_tokens, n]."""
-    if value.shape is None or len(value.shape) != 2 or isinstance(value.shape[1], ir.SymbolicDim):
-        return False
-    return isinstance(value.shape[0], ir.SymbolicDim) and value.shape[0].value == TOKENS
+    if node.op_type in ("Gemm", "MatMul"):
+        return node.inputs[0] in carriers and len(carriers) == 1
+    return node.op_type in ELEMENTWISE or (node.domain == DOMAIN and node.op_type in _OWN_ROW_OPERATORS)

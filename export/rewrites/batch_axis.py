@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from fastserve.export.rewrites.graph_edits import integers, integers_constant, replace
+
 ELEMENTWISE = frozenset(
-    {"Add", "Cast", "Cos", "Div", "Erf", "Gelu", "Mul", "Neg", "Pow", "Relu", "Sigmoid", "Sin", "Sqrt", "Sub", "Tanh"}
+    {
+        *("Add", "Cast", "Clip", "Cos", "Div", "Erf", "Gelu", "Mul", "Neg", "Pow", "Reciprocal"),
+        *("Relu", "Sigmoid", "Sin", "Sqrt", "Sub", "Tanh"),
+    }
 )
 """Operations that compute each element of their result from one element of each operand."""
 
-_AXES_INPUT = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1}
+_AXES_INPUT = {"ReduceMean": 1, "Slice": 3, "Squeeze": 1, "Unsqueeze": 1}
 """Operations along axes that are an operand: which one."""
 _ALONG_AXES = frozenset({"Concat", "LayerNormalization", "Split", *_AXES_INPUT})
 """Operations that leave the first axis alone if it is none of their axes."""
@@ -100,7 +105,9 @@ class _Rewrite:
             return flat == [True, False] and ranks[0] > 2 and ranks[1] == 2
         if node.op_type == "Transpose":
             return flat[0] and "perm" in node.attributes and node.attributes["perm"].as_ints()[0] == 0
-        return node.op_type == "Gather" and flat == [False, True] and _axis(node) == 0
+        if node.op_type == "Gather":
+            return (flat == [False, True] and _axis(node) == 0) or (flat == [True, False] and _axis(node) > 0)
+        return False
 
     def _copy(self, node: ir.Node) -> None:
         inputs = [value if value is None else self._flat.get(value, value) for value in node.inputs]
@@ -110,7 +117,7 @@ class _Rewrite:
         if (place := _AXES_INPUT.get(node.op_type)) is not None:
             shifted = [_shifted(axis) for axis in integers(node.inputs[place]) or ()]
             inputs[place] = integers_constant(self._graph, f"{node.outputs[0].name}.axes", shifted)
-        elif node.op_type in _ALONG_AXES:
+        elif node.op_type in _ALONG_AXES or (node.op_type == "Gather" and _axis(node) > 0):
             attributes["axis"] = ir.AttrInt64("axis", _shifted(_axis(node)))
         elif node.op_type == "Transpose":
             attributes["perm"] = ir.AttrInt64s("perm", [axis - 1 for axis in attributes["perm"].as_ints()[1:]])
@@ -138,39 +145,6 @@ class _Rewrite:
         self._graph.insert_before(before, [node])
         node.outputs[0].type = inputs[0].type
         return node.outputs[0]
-
-
-def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initializer of ``graph``."""
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(list(tensor.shape.numpy())))
-    graph.register_initializer(value)
-    return value
-
-
-def integers_constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    """A new initializer of ``graph``: int64 [len(numbers)]."""
-    return constant(graph, name, ir.tensor(numbers, dtype=ir.DataType.INT64))
-
-
-def made_by(op_type: str, value: ir.Value | None) -> ir.Node | None:
-    """The operation that makes ``value``, if it is an ``op_type``."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads ``old`` read ``new``; an output of the graph keeps its name and what its sizes are called."""
-    if old.is_graph_output():
-        name, old.name = old.name, f"{old.name}.replaced"
-        new.name, new.shape = name, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-
-
-def integers(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a constant; None if it is none."""
-    if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.INT64:
-        return None
-    return [int(number) for number in value.const_value.numpy().reshape(-1)]
 
 
 def _scalar(value: ir.Value | None) -> int | None:
