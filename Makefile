@@ -24,7 +24,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline bench-startup clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline bench-startup bench-swapping clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -112,6 +112,10 @@ bench-simulate: $(READY) ## every policy on traces, simulated, as ratios to firs
 
 bench-policies: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## policies on the real engine through a real Triton, beside the simulator; TRACE=prompts.jsonl, SLICES=1 for a part
 	$(BIN)/python benchmarks/bench_policies.py $(if $(TRACE),--trace "$(TRACE)") $(if $(SLICES),--slices $(SLICES))
+
+bench-swapping: $(READY) $(KERNELS) ## swapping against computing again, simulated and on a model: TRACE=<file>, MODEL=<exported version folder>
+	$(BIN)/python benchmarks/bench_swapping.py $(if $(TRACE),--trace "$(TRACE)")
+	$(if $(MODEL),$(BIN)/python benchmarks/bench_swapping_engine.py "$$MODEL" $(if $(TRACE),--trace "$(TRACE)"))
 
 bench-instances: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## memory and throughput of several instances and models side by side
 	$(BIN)/python benchmarks/bench_instances.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.swapper import Swapper, Tier
 from fastserve.engine.encoder_engine import EncoderEngine
 from fastserve.engine.engine import Engine
 from fastserve.engine.stats import EngineStats
@@ -28,6 +30,7 @@ from fastserve.manifest import CacheSpec, LayerCacheSpec, ModelManifest, ModelSp
 from fastserve.worker.kv_cache import KVCache
 from tests.byte_level_json import byte_level_json
 from tests.hashing_runner import HashingRunner
+from tests.late_copier import LateCopier
 
 SPECIAL_TOKENS = {256: "<s>", 257: "</s>"}
 
@@ -43,6 +46,14 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+class TickingClock(FakeClock):
+    """To look at it takes a millisecond, so that iterations take some time."""
+
+    def __call__(self) -> float:
+        self.advance(0.001)
+        return self.now
 
 
 def make_request(
@@ -73,18 +84,26 @@ def make_engine(
     inner: str = "gittins",
     prefix_cache: str = "on",
     clock: Callable[[], float] | None = None,
+    num_slots: Mapping[Tier, int] | None = None,
+    proactive: bool = True,
+    chance: random.Random | None = None,
 ) -> Engine:
-    """A real engine over a :class:`HashingRunner` (or ``runner``). ``inner``: order inside a class of policy ``priority``."""
+    """A real engine over a :class:`HashingRunner` (or ``runner``). ``inner``: order inside a class of policy ``priority``.
+    ``num_slots``: of the tiers below the pool; their copier is a :class:`LateCopier`, which ``chance`` drives."""
     cost_model = CostModel(0.01, 0.002, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
+    pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(
         StepLimits(max_num_seqs, max_batched_tokens),
-        PrefixCache(BlockPool(num_blocks, block_size), mode=prefix_cache),
+        PrefixCache(pool, mode=prefix_cache),
         make_policy(policy, cost_model, inner=inner),
         max_model_len=max_model_len,
         queue=QueueLimits(max_queue_size, max_queue_size_per_tenant),
+        swapper=Swapper(pool, num_slots or {}, proactive=proactive),
     )
     kv_cache = KVCache(CacheSpec((LayerCacheSpec(1, 1),)), num_blocks, block_size, "fp32")
-    return Engine(scheduler, runner or HashingRunner(), kv_cache, clock=clock or FakeClock(), cost_model=cost_model)
+    copier = LateCopier(kv_cache, num_slots or {}, chance or random.Random(0))
+    clock = clock or FakeClock()
+    return Engine(scheduler, runner or HashingRunner(), kv_cache, clock=clock, cost_model=cost_model, copier=copier)
 
 
 @dataclasses.dataclass

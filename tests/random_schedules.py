@@ -26,8 +26,9 @@ from fastserve.core.sequence import SequenceStatus
 from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
 from tests.beam_schedules import BEAM_EVENT_KINDS, count_beams
 from tests.constraint_doubles import SumConstraint
-from tests.doubles import FakeClock, Outcome, collect, make_engine, run_to_end
+from tests.doubles import Outcome, TickingClock, collect, make_engine, run_to_end
 from tests.random_requests import random_request
+from tests.swap_events import SWAP_KINDS, abort_a_swapped_request, check_tiers, fail_the_next_transfer, one_way, random_tiers
 from tests.watchful_runner import WatchfulRunner
 
 NUM_REQUESTS = 60
@@ -53,6 +54,7 @@ EVENT_KINDS = (
     "DeadlineExceeded",
     "QueueFull",
     "StepFailed",
+    *SWAP_KINDS,
 )
 """What a suite of schedules must have seen, under each policy."""
 
@@ -67,6 +69,7 @@ def engine_settings(rng: random.Random) -> dict[str, Any]:
         "max_queue_size_per_tenant": rng.choice((0, 8)),
         "inner": rng.choice(INNER_POLICIES),
         "prefix_cache": rng.choice(("on", "on", "on", "per_tenant", "off")),
+        **random_tiers(rng),
     }
 
 
@@ -75,7 +78,7 @@ class Schedule:
 
     def __init__(self, seed: int, policy: str) -> None:
         self.rng = random.Random(seed)
-        self.clock, self.runner = FakeClock(), WatchfulRunner()
+        self.clock, self.runner = TickingClock(), WatchfulRunner()
         self.engine = make_engine(self.runner, policy=policy, clock=self.clock, **engine_settings(self.rng))
         self.to_come = [random_request(self.rng, request_id, 0.0) for request_id in range(NUM_REQUESTS)]
         self.runner.pool = self.engine.scheduler.pool
@@ -106,9 +109,10 @@ class Schedule:
             self.runner.check_contents(self.engine._kv_cache)
             check_order(self)
         assert self.engine.scheduler.pool.num_used == 0
-        self.seen["preemptions"] = self.engine.stats().preemptions
-        self.seen["found tokens"] = self.engine.stats().prefix_hits
-        self.seen["evicted blocks"] = len(self.runner.contents) - self.engine.stats().blocks_cached
+        stats = self.engine.stats()
+        self.seen.update({"preemptions": stats.preemptions, "found tokens": stats.prefix_hits})
+        self.seen["evicted blocks"] = len(self.runner.contents) - stats.blocks_cached
+        check_tiers(self)
         self.seen["arrivals"] = len(self.requests)
         assert sorted(self.outcomes) == list(range(NUM_REQUESTS))
         for request_id, outcome in self.outcomes.items():
@@ -122,8 +126,6 @@ class Schedule:
 
 
 # What may happen between two steps.
-
-
 def requests_arrive(schedule: Schedule) -> None:
     for _ in range(schedule.rng.choice((1, 3, 10))):
         if schedule.to_come:
@@ -168,8 +170,10 @@ def fail_the_next_run(schedule: Schedule) -> None:
 DISTURBANCES: tuple[tuple[float, Callable[[Schedule], None]], ...] = (
     (0.6, requests_arrive),
     (0.05, abort_a_request),
+    (0.02, abort_a_swapped_request),
     (0.05, withdraw_an_answer),
     (0.05, fail_the_next_run),
+    (0.03, fail_the_next_transfer),
 )
 """Each with its chance."""
 
@@ -224,6 +228,7 @@ WATCHERS: tuple[Callable[[Schedule], AbstractContextManager[None]], ...] = (
     failed_runs,
     found_blocks,
     lambda schedule: count_beams(schedule.engine.scheduler, schedule.seen),
+    one_way,
 )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastserve.errors import ConfigError
 
 INNER_POLICIES = ("fcfs", "skip_join_mlfq", "gittins", "vtc")
 POLICIES = ("auto", *INNER_POLICIES, "priority")
+PREEMPTION = ("proactive", "reactive", "recompute")
 KV_CACHE_DTYPES = ("fp32", "fp16", "int8")
 
 PREFIX_CACHE = ("on", "per_tenant", "off")
@@ -85,6 +87,17 @@ class EngineConfig:
         "beginnings of prompts that were computed before are not computed again; per_tenant: only the tenant's own",
         choices=PREFIX_CACHE,
     )
+    preemption: str = _field(
+        "proactive",
+        "sequences that the KV pool has no room for are swapped out, ahead of need (proactive) or when they are in the way "
+        "(reactive), or are computed again (recompute)",
+        choices=PREEMPTION,
+    )
+    swap_space_bytes: int = _field(
+        0, "memory for swapped sequences; 0: as much as the KV pool has, at most a quarter of what is left", low=0
+    )
+    swap_file_bytes: int = _field(0, "size of a file for those that find no room there; 0: none", low=0)
+    swap_directory: str = _field("", "folder of that file; empty: FastServe's cache folder")
     num_threads: int = _num_threads()
     spinning: str = _field(
         "on", "threads of a run that wait burn their cores for a moment before they sleep", choices=("on", "off")
@@ -96,6 +109,8 @@ class EngineConfig:
         _check_all(self)
         if self.block_size % 16:
             raise ConfigError(f"block_size: got {self.block_size}, allowed: a multiple of 16 from 16 to 256")
+        if self.swap_directory and not Path(self.swap_directory).is_absolute():
+            raise ConfigError(f"swap_directory: got {self.swap_directory!r}, allowed: an absolute path, or nothing")
         if self.max_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_batched_tokens: got {self.max_batched_tokens}, allowed: at least max_num_seqs ({self.max_num_seqs}), "

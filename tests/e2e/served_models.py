@@ -27,6 +27,8 @@ class ServedModel:
 CHUNKED = {"max_batched_tokens": "48", "max_num_seqs": "16"}
 """Prompts of up to 200 tokens come in several chunks beside decodes."""
 
+SMALL_POOL = {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}
+
 SERVED: dict[str, ServedModel] = {
     "llama": ServedModel("llama", CHUNKED),
     "gpt2": ServedModel("gpt2", CHUNKED),
@@ -35,8 +37,19 @@ SERVED: dict[str, ServedModel] = {
     "llama-batched": ServedModel("llama", CHUNKED, max_batch_size=8),
     "llama-fp16-cache": ServedModel("llama", CHUNKED | {"kv_cache_dtype": "fp16"}),
     "llama-int8-cache": ServedModel("llama", CHUNKED | {"kv_cache_dtype": "int8"}),
-    "llama-small-pool": ServedModel("llama", CHUNKED | {"kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
-    "llama-mlfq": ServedModel("llama", CHUNKED | {"policy": "skip_join_mlfq", "kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),
+    "llama-small-pool": ServedModel("llama", CHUNKED | SMALL_POOL | {"preemption": "recompute"}),
+    "llama-swap": ServedModel("llama", CHUNKED | SMALL_POOL | {"policy": "skip_join_mlfq"}),
+    "llama-swap-file": ServedModel(
+        "llama",
+        CHUNKED
+        | SMALL_POOL
+        | {
+            "preemption": "reactive",
+            "swap_space_bytes": str(4 * TINY_BLOCK_BYTES),
+            "swap_file_bytes": str(96 * TINY_BLOCK_BYTES),
+        },
+    ),
+    "llama-mlfq": ServedModel("llama", CHUNKED | SMALL_POOL | {"policy": "skip_join_mlfq", "preemption": "recompute"}),
     "llama-vtc": ServedModel("llama", CHUNKED | {"policy": "vtc"}),
     "llama-priority": ServedModel("llama", CHUNKED | {"policy": "priority", "priority_inner_policy": "gittins"}),
     "llama-fcfs": ServedModel("llama", CHUNKED | {"policy": "fcfs", "kv_cache_bytes": str(24 * TINY_BLOCK_BYTES)}),

@@ -16,7 +16,8 @@ from tests.e2e.served_models import SERVED
 
 CONCURRENCY = 16
 OTHER_POLICIES = ("llama-fcfs", "llama-mlfq", "llama-vtc", "llama-priority")
-FP32_MODELS = ("llama", "gpt2", "qwen2", "qwen3", "llama-small-pool")
+SWAPPING = ("llama-swap", "llama-swap-file")
+FP32_MODELS = ("llama", "gpt2", "qwen2", "qwen3", "llama-small-pool", *SWAPPING)
 
 
 def random_prompts(seed, vocab_size, count=24, longest=200):
@@ -106,13 +107,17 @@ def test_turns_of_conversations_taken_from_the_prefix_cache_equal_transformers(s
     wait_until(lambda: read_metric(server, "vllm:prefix_cache_hits_total", name) - before >= 8 * 16, 5)
 
 
-def test_a_small_pool_really_preempts(server, references):
-    before = read_metric(server, "vllm:num_preemptions_total", "llama-small-pool")
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("llama-small-pool", "vllm:num_preemptions_total"), *((name, "fastserve:swapped_in_total") for name in SWAPPING)],
+)
+def test_a_small_pool_really_preempts(server, references, name, family):
+    before = read_metric(server, family, name)
     prompts = random_prompts("preempt", references("llama").config.vocab_size)
 
     def some_were_preempted() -> bool:
-        answers = ask_all(server.grpc_url, [greedy("llama-small-pool", prompt) for prompt in prompts], CONCURRENCY)
+        answers = ask_all(server.grpc_url, [greedy(name, prompt) for prompt in prompts], CONCURRENCY)
         assert all(answer.finish_reason for answer in answers)
-        return read_metric(server, "vllm:num_preemptions_total", "llama-small-pool") > before
+        return read_metric(server, family, name) > before
 
     wait_until(some_were_preempted)

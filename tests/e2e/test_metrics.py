@@ -16,6 +16,9 @@ MODEL = "qwen2"
 FAMILIES = {
     "vllm:num_requests_running": "gauge",
     "vllm:num_requests_waiting": "gauge",
+    "vllm:num_requests_swapped": "gauge",
+    "vllm:gpu_cache_usage_perc": "gauge",
+    "vllm:cpu_cache_usage_perc": "gauge",
     "vllm:prompt_tokens_total": "counter",
     "vllm:generation_tokens_total": "counter",
     "vllm:num_preemptions_total": "counter",
@@ -24,6 +27,12 @@ FAMILIES = {
     "fastserve:kv_blocks_used": "gauge",
     "fastserve:kv_blocks_free": "gauge",
     "fastserve:kv_blocks_cached": "gauge",
+    "fastserve:kv_blocks_swapped": "gauge",
+    "fastserve:swapped_out_total": "counter",
+    "fastserve:swapped_in_total": "counter",
+    "fastserve:swap_out_bytes_total": "counter",
+    "fastserve:swap_in_bytes_total": "counter",
+    "fastserve:swap_waits_total": "counter",
     "fastserve:iterations_total": "counter",
     "fastserve:iteration_seconds_total": "counter",
     "fastserve:requests_total": "counter",
@@ -83,6 +92,11 @@ def test_tokens_and_iterations_of_a_request_are_counted_exactly(server):
         "vllm:num_preemptions_total": 0,
         "vllm:prefix_cache_queries_total": 7,
         "vllm:prefix_cache_hits_total": 0,
+        "fastserve:swapped_out_total": 0,
+        "fastserve:swapped_in_total": 0,
+        "fastserve:swap_out_bytes_total": 0,
+        "fastserve:swap_in_bytes_total": 0,
+        "fastserve:swap_waits_total": 0,
         "fastserve:iterations_total": 5,  # the prompt's gives the first token
         "fastserve:requests_total": 1,
     }
@@ -150,9 +164,10 @@ def test_a_cancelled_request_is_counted_as_cancelled_only(server):
 
 
 def test_the_gauges_show_what_runs_and_waits_and_the_blocks_add_up(server):
+    families = ("vllm:num_requests_running", "vllm:num_requests_waiting", "fastserve:kv_blocks_used", "fastserve:kv_blocks_free")
+
     def gauges():
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "fastserve:kv_blocks_used", "fastserve:kv_blocks_free")
-        return [read_metric(server, name, "llama-small-queue") for name in names]
+        return [read_metric(server, family, "llama-small-queue") for family in families]
 
     wait_until(lambda: gauges()[:3] == [0, 0, 0])
     pool = gauges()[3]

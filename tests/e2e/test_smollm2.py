@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
+import shutil
 
 import jsonschema
 import pytest
@@ -21,6 +23,8 @@ from tests.e2e.smollm2 import GGUF_FILE, NAME, PACKAGE, exported_repository
 LENGTHS = (5, 6, 8, 11, 15, 16, 17, 24, 32, 33, 48, 64, 90, 127, 180, 256, 300, 420, 560, 700)
 MAX_TOKENS = 24
 CONCURRENCY = 16
+BLOCK_BYTES = 30 * 2 * 3 * 64 * 16 * 4
+"""KV bytes of a block: layers, key and value, heads, head size, tokens, fp32."""
 SUBJECTS = ("The river", "An old clock", "My neighbour's cat", "The committee", "A small boat", "The last train", "Her letter")
 VERBS = ("crossed", "remembered", "painted", "ignored", "followed", "repaired", "described")
 OBJECTS = (
@@ -50,6 +54,21 @@ def smollm2_server():
         yield launcher
 
 
+@pytest.fixture(scope="module")
+def swapping_server(tmp_path_factory):
+    """The same model with a KV pool for a quarter of the crowd, a host tier for half of the rest, and a file."""
+    exported, folder = exported_repository() / NAME, tmp_path_factory.mktemp("swapping") / NAME
+    shutil.copytree(exported, folder, copy_function=os.link)
+    config = exported / "config.pbtxt"
+    (folder / config.name).unlink()
+    sizes = {"kv_cache_bytes": 54, "swap_space_bytes": 60, "swap_file_bytes": 200}
+    settings = {name: str(blocks * BLOCK_BYTES) for name, blocks in sizes.items()} | {"policy": "skip_join_mlfq"}
+    lines = [f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}' for key, value in settings.items()]
+    (folder / config.name).write_text("\n".join([config.read_text(), *lines, ""]))
+    with TritonLauncher(folder.parent, LaunchOptions(ready_timeout_s=180.0)) as launcher:
+        yield launcher
+
+
 def make_text(rng, tokenizer, num_tokens):
     """English that is exactly ``num_tokens`` tokens long."""
     text = ""
@@ -72,6 +91,18 @@ def test_twenty_prompts_of_5_to_700_tokens_in_a_crowd_equal_transformers(smollm2
     expected = [generate(smollm2, prompt, MAX_TOKENS) for prompt in prompts]
     actual = [answers[index].output_ids for index in range(len(texts))]
     assert_equal_but_for_ties(smollm2, prompts, expected, actual)
+
+
+def test_they_do_so_too_with_a_quarter_of_the_pool_swapped_through_memory_and_file(swapping_server, smollm2_server, tokenizer):
+    rng = random.Random(8)
+    texts = [make_text(rng, tokenizer, length) for length in LENGTHS]
+    parameters = {"temperature": 0, "max_tokens": MAX_TOKENS}
+    requests = [GenerateRequest(NAME, text=text, parameters=parameters) for text in texts]
+    roomy, small = (ask_all(server.grpc_url, requests, len(texts)) for server in (smollm2_server, swapping_server))
+    assert [answer.error for answer in roomy + small] == [None] * 2 * len(texts)
+    assert [answer.output_ids for answer in roomy] == [answer.output_ids for answer in small]
+    assert settled(lambda: read_metric(swapping_server, "fastserve:swapped_in_total", NAME)) > 0
+    assert read_metric(smollm2_server, "fastserve:swapped_in_total", NAME) == 0
 
 
 def test_a_chat_is_answered_with_the_models_own_template(smollm2_server, smollm2, tokenizer):

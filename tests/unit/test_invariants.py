@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fastserve.core.invariants import violations
+from fastserve.core.plan import StepPlan
 from fastserve.core.sequence import SequenceStatus
+from fastserve.core.swapper import Tier, TransferEnded
 from tests.doubles import make_engine, make_request
 
 
@@ -16,6 +18,51 @@ def running_scheduler():
     engine.step()
     engine.step()
     return engine.scheduler
+
+
+def swapping_scheduler():
+    """One of two sequences is at rest in the host tier, the other on its way there."""
+    engine = make_engine(num_slots={Tier.HOST: 20})
+    for request_id in (1, 2):
+        engine.submit(make_request(request_id, range(6), max_tokens=8))
+    engine.step()
+    scheduler = engine.scheduler
+    first, second = scheduler.sequences
+    for transfer in scheduler.begin_swaps(StepPlan((), swapped_out=(first,))):
+        scheduler.end_swap(TransferEnded(transfer.number, 0.1))
+    scheduler.begin_swaps(StepPlan((), swapped_out=(second,)))
+    return scheduler
+
+
+def free_a_block_in_flight(scheduler):
+    (moving,) = scheduler.swapper.in_flight.values()
+    scheduler.pool.release(moving.held[:1])
+
+
+def read_a_block_in_flight(scheduler):
+    (moving,) = scheduler.swapper.in_flight.values()
+    scheduler.sequences[1].block_table.append(moving.held[0])
+
+
+def give_a_slot_twice(scheduler):
+    (stored,) = scheduler.swapper.stored.values()
+    scheduler.swapper.slots[Tier.HOST].release(stored.slots[:1])
+
+
+def lose_a_slot(scheduler):
+    scheduler.swapper.slots[Tier.HOST].allocate(1)
+
+
+def forget_who_is_swapped(scheduler):
+    scheduler.swapper.stored.clear()
+
+
+def forget_who_moves(scheduler):
+    scheduler.swapper.moving.clear()
+
+
+def lose_the_tail(scheduler):
+    scheduler.sequences[0].num_computed += 4
 
 
 def lose_a_block(scheduler):
@@ -117,6 +164,25 @@ def hope_for_everything(scheduler):
 )
 def test_damage_is_noticed_and_named(damage, words):
     scheduler = running_scheduler()
+    assert violations(scheduler) == []
+    damage(scheduler)
+    assert any(words in violation for violation in violations(scheduler)), violations(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (free_a_block_in_flight, "has 0 references but stands in 0 block tables and 1 transfers"),
+        (read_a_block_in_flight, "has 1 references but stands in 1 block tables and 1 transfers"),
+        (give_a_slot_twice, "has 2 owners"),
+        (lose_a_slot, "1 host slots are lost"),
+        (forget_who_is_swapped, "2 sequences are swapped, 1 are in tiers or on their way"),
+        (forget_who_moves, "of a sequence that does not know it"),
+        (lose_the_tail, "has 10 computed tokens in 2 blocks"),
+    ],
+)
+def test_damage_below_the_pool_is_noticed_and_named(damage, words):
+    scheduler = swapping_scheduler()
     assert violations(scheduler) == []
     damage(scheduler)
     assert any(words in violation for violation in violations(scheduler)), violations(scheduler)

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from fastserve.core.swapper import Tier, Transfer, TransferEnded
+from fastserve.simulator.link import Link, SimulatedClock
 from fastserve.simulator.simulation import Machine, simulate
 from fastserve.simulator.summary import CLASS_BOUNDS, MEASURES, class_names, row
 from fastserve.simulator.workload import Job, arrive, clip, synthetic_jobs, take
@@ -75,6 +77,46 @@ def test_a_pool_that_is_too_small_for_all_makes_some_compute_again():
     assert run(jobs, machine=MACHINE).preemptions == 0
     small = Machine(1.0, 0.1, max_num_seqs=2, max_batched_tokens=10, max_model_len=101, kv_tokens=112)
     assert run(jobs, machine=small).preemptions > 0
+
+
+SMALL = {"base_s": 1.0, "token_s": 0.1, "max_num_seqs": 4, "max_batched_tokens": 10, "max_model_len": 101, "kv_tokens": 208}
+
+
+def swapping(preemption, link_bytes_per_s=16e3):
+    """Four requests in a pool that holds two and a half of them; a block takes a second unless the link is faster."""
+    machine = Machine(**SMALL, preemption=preemption, link_bytes_per_s=link_bytes_per_s, kv_bytes_per_token=1000)
+    return run([Job(20 + 3 * number, 50) for number in range(4)], machine=machine)
+
+
+@pytest.mark.parametrize("preemption", ["proactive", "reactive"])
+def test_what_is_swapped_is_not_computed_again_and_its_bytes_are_counted(preemption):
+    done = swapping(preemption)
+    assert done.preemptions == 0
+    assert done.swapped_bytes > 0 and done.swapped_bytes % (2 * 16 * 1000) == 0, "what went out came back"
+    assert done.peak_blocks <= 208 / 16
+
+
+def test_a_faster_link_is_waited_for_less():
+    slow, fast = swapping("reactive"), swapping("reactive", 16e9)
+    assert slow.swap_wait_s == pytest.approx(slow.swapped_bytes / 16e3)
+    assert 0 < fast.swap_wait_s < 1e-3
+    assert slow.seconds > fast.seconds
+
+
+def test_beside_the_steps_copies_are_waited_for_less():
+    assert swapping("proactive").swap_wait_s < swapping("reactive").swap_wait_s
+
+
+def test_transfers_go_one_after_the_other_and_waiting_moves_the_clock():
+    clock = SimulatedClock(10.0)
+    link = Link(clock, 2.0)
+    link.start([Transfer(1, Tier.HOST, True, (1, 2), (0, 1)), Transfer(2, Tier.HOST, False, (3,), (2,))])
+    assert link.ended(wait=False) == []
+    assert link.ended(wait=True) == [TransferEnded(1, 4.0)]
+    assert (clock.now, link.waited_s) == (14.0, 4.0)
+    clock.now = 20.0
+    assert link.ended(wait=True) == [TransferEnded(2, 2.0)]
+    assert (clock.now, link.waited_s) == (20.0, 4.0)
 
 
 def test_the_same_seed_gives_the_same_run():

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections import Counter
 
 from fastserve.core.scheduler import Scheduler
-from fastserve.core.sequence import SequenceStatus
+from fastserve.core.sequence import Sequence, SequenceStatus
+from fastserve.core.swapper import Swapper, Tier
 
 
 def violations(scheduler: Scheduler) -> list[str]:
     """Every broken invariant in words; empty when all hold."""
-    return (
-        _pool_violations(scheduler) + _cache_violations(scheduler) + _sequence_violations(scheduler) + _beam_violations(scheduler)
-    )
+    found = _pool_violations(scheduler) + _cache_violations(scheduler) + _sequence_violations(scheduler)
+    return found + _beam_violations(scheduler) + _tier_violations(scheduler)
 
 
 def _pool_violations(scheduler: Scheduler) -> list[str]:
     pool = scheduler.pool
     found: list[str] = []
     held = Counter(block for sequence in scheduler.sequences for block in sequence.block_table)
+    in_flight = Counter(block for moving in scheduler.swapper.in_flight.values() for block in moving.held)
     for block, count in enumerate(pool.ref_counts()):
-        if count != held[block]:
-            found.append(f"block {block} has {count} references but stands in {held[block]} block tables")
+        if count != held[block] + in_flight[block]:
+            tables = f"{held[block]} block tables and {in_flight[block]} transfers"
+            found.append(f"block {block} has {count} references but stands in {tables}")
+    held += in_flight
     owners: dict[int, set[int]] = {}
     for sequence in scheduler.sequences:
         for block in sequence.block_table:
@@ -77,8 +80,9 @@ def _sequence_violations(scheduler: Scheduler) -> list[str]:
             found.append(f"{name} is finished but still scheduled")
         if (sequence.status is SequenceStatus.RUNNING) != bool(sequence.block_table):
             found.append(f"{name} is {sequence.status.value} with {len(sequence.block_table)} blocks")
-        if sequence.num_computed > len(sequence.block_table) * scheduler.pool.block_size:
-            found.append(f"{name} has {sequence.num_computed} computed tokens in {len(sequence.block_table)} blocks")
+        num_blocks = len(sequence.block_table) + _num_swapped_blocks(scheduler.swapper, sequence)
+        if sequence.num_computed > num_blocks * scheduler.pool.block_size:
+            found.append(f"{name} has {sequence.num_computed} computed tokens in {num_blocks} blocks")
         if not 0 <= sequence.num_computed < sequence.num_tokens + sequence.rests:
             found.append(f"{name} has computed {sequence.num_computed} of {sequence.num_tokens} tokens")
         if len(sequence.block_table) > scheduler.pool.blocks_for(sequence.num_tokens):
@@ -104,3 +108,34 @@ def _beam_violations(scheduler: Scheduler) -> list[str]:
         if len(search.beams) not in (1, request.params.num_beams):
             found.append(f"{name} has {len(search.beams)} of {request.params.num_beams} beams")
     return found
+
+
+def _tier_violations(scheduler: Scheduler) -> list[str]:
+    swapper = scheduler.swapper
+    found: list[str] = []
+    for tier in Tier:
+        owned = Counter(slot for stored in swapper.stored.values() if stored.tier is tier for slot in stored.slots)
+        transfers = [moving.transfer for moving in swapper.in_flight.values() if moving.transfer.tier is tier]
+        owned.update(slot for transfer in transfers for slot in transfer.slots)
+        slots = swapper.slots[tier]
+        owned.update(free := slots.free_slots())
+        found += [f"{tier.value} slot {slot} has {count} owners" for slot, count in owned.items() if count > 1]
+        if len(owned) != slots.num_slots:
+            found.append(f"{slots.num_slots - len(owned)} {tier.value} slots are lost: neither free nor owned")
+        if slots.num_used != slots.num_slots - len(free):
+            found.append(f"{slots.num_used} {tier.value} slots are said to be used, {len(free)} of {slots.num_slots} are free")
+    swapped = {sequence for sequence in scheduler.sequences if sequence.status is SequenceStatus.SWAPPED}
+    known = [*swapper.stored, *swapper.moving]
+    if swapped != set(known) or len(known) != len(swapped):
+        found.append(f"{len(swapped)} sequences are swapped, {len(known)} are in tiers or on their way")
+    for moving in swapper.in_flight.values():
+        if moving.sequence is not None and swapper.moving.get(moving.sequence) is not moving:
+            found.append(f"transfer {moving.transfer.number} is of a sequence that does not know it")
+    return found
+
+
+def _num_swapped_blocks(swapper: Swapper, sequence: Sequence) -> int:
+    """Blocks of a sequence whose bytes are in a tier, or on their way."""
+    if sequence in swapper.moving:
+        return len(swapper.moving[sequence].transfer.slots)
+    return len(swapper.stored[sequence].slots) if sequence in swapper.stored else 0

@@ -34,10 +34,15 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The chunks of one run, most urgent first, and the sequences that give up their blocks for it."""
+    """The chunks of one run, most urgent first, and the sequences that give up their blocks for it or get them back."""
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Sequence, ...] = ()
+    """They lose their blocks and are computed again."""
+    swapped_out: tuple[Sequence, ...] = ()
+    """Their blocks are copied to a tier below the pool; if there are any, ``swapped_in`` is empty."""
+    swapped_in: tuple[Sequence, ...] = ()
+    """Blocks are allocated for them and their bytes copied back."""
     now: float = 0.0
     """When it was made, seconds on the engine's clock."""
 

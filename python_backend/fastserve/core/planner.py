@@ -10,6 +10,10 @@ The rules, in the order of the policy:
 3. A sequence short of blocks takes them from beams that rest (``beam_search.py``), then from the least urgent sequences that
    hold any, never from a more urgent one.
    The most urgent sequence always proceeds, because a request that could not fit alone was refused on arrival.
+4. Who gives way is swapped out while a tier below the pool has room, else computed again. Where transfers run beside the
+   iterations (``Swapper.proactive``), its blocks come free for a later one, and so does a sequence that is swapped in: until then
+   they are promised to whom they were taken for. Otherwise this iteration waits for both.
+5. No iteration moves sequences in and out: not all blocks that come free are needed by those who come in.
 
 A waiting sequence is looked up in the prefix cache when its turn comes, and never those behind it. Blocks it can take over are
 not computed, but when nobody holds them they count as taken like new ones.
@@ -18,14 +22,17 @@ not computed, but when nobody holds them they count as taken like new ones.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from fastserve.core.block_pool import BlockPool
 from fastserve.core.plan import Chunk, StepPlan
 from fastserve.core.policy import Policy
+from fastserve.core.pool_room import PoolRoom
 from fastserve.core.prefix_cache import PrefixCache
-from fastserve.core.sequence import Sequence
+from fastserve.core.sequence import Sequence, SequenceStatus
+from fastserve.core.swap_choice import Candidate, Room, choose_swaps, next_schedule_times
+from fastserve.core.swapper import Swapper, first_tier
 
 PROMPT_ROWS = 64
 """Rows of logits that one iteration computes for the log-probabilities of prompts: a row is as wide as the vocabulary."""
@@ -56,19 +63,33 @@ class _Candidate:
 class Planner:
     """Builds one :class:`StepPlan` without changing anything; made afresh for each iteration."""
 
-    def __init__(self, limits: StepLimits, cache: PrefixCache, policy: Policy, holders: Collection[Sequence], now: float) -> None:
+    def __init__(
+        self,
+        limits: StepLimits,
+        cache: PrefixCache,
+        swapper: Swapper,
+        policy: Policy,
+        holders: Collection[Sequence],
+        now: float,
+    ) -> None:
         """``cache``: of the pool. ``holders``: the sequences that hold blocks."""
         self._limits = limits
         self._cache = cache
         self._pool = cache.pool
+        self._swapper = swapper
         self._policy = policy
         self._now = now
-        self._free = self._pool.num_free
+        self._free = self._pool.num_free  # and not promised
+        self._leaving = swapper.num_leaving if swapper.in_flight else 0  # blocks that come free later, and are not promised
+        self._room = swapper.room()
         self._prompt_rows = PROMPT_ROWS
         self._given_up: Counter[int] = Counter()  # references to blocks that the plan drops, less those it adds
         self._preempted: dict[Sequence, None] = {}
+        self._swapped_out: dict[Sequence, None] = {}
+        self._swapped_in: dict[Sequence, int] = {}  # with their blocks
         self._passed: set[Sequence] = set()  # the sequences planned so far: more urgent than those to come
         self._holders = holders
+        self._crowded = False  # a swapped sequence waits until those that came in lately have stayed their time
         self._victims: Iterator[Sequence] | None = None  # Rule 3: who holds blocks, the least urgent first; made when needed
 
     def plan(self) -> StepPlan:
@@ -78,81 +99,101 @@ class Planner:
         chunks: list[Chunk] = []
         for candidate in selected:
             sequence, uncomputed = candidate.sequence, candidate.uncomputed
-            if sequence in self._preempted:
+            if len(chunks) == self._limits.max_num_seqs or sequence in self._preempted or sequence in self._swapped_out:
                 break  # everything less urgent has given way too
             self._passed.add(sequence)
+            if sequence.status is SequenceStatus.SWAPPED and not self._bring_in(candidate):
+                continue
             wanted = 1 if uncomputed == 1 else min(uncomputed, prefill_budget, self._row_limit(candidate))
             num_tokens = self._take_blocks(candidate, wanted)
             if num_tokens > 0:
                 chunks.append(Chunk(sequence, num_tokens, num_tokens == uncomputed, candidate.start, candidate.cached))
                 self._prompt_rows -= len(chunks[-1].prompt_rows)
-            if num_tokens < wanted:
+            if num_tokens < wanted and not (self._swapped_out or self._swapped_in or self._swapper.in_flight):
                 break  # only more urgent sequences hold blocks now
             if uncomputed > 1:
                 prefill_budget -= num_tokens
-        return StepPlan(tuple(chunks), tuple(self._preempted), self._now)
+        self._look_ahead({chunk.sequence for chunk in chunks})
+        return StepPlan(tuple(chunks), tuple(self._preempted), tuple(self._swapped_out), tuple(self._swapped_in), self._now)
 
     def _select(self) -> list[_Candidate]:
         """Rule 1: the sequences that take part. A waiting one is admitted while there is room for all of its tokens, for
         what is left of the prompts admitted before it, and for one more block for each of those, lest it be preempted a
         moment later. Room is what more urgent sequences do not hold: the others would give way (rule 3)."""
         selected: list[_Candidate] = []
-        room = _Room(self._pool, len(self._holders))
+        room = PoolRoom(self._pool, len(self._holders))
+        places = self._limits.max_num_seqs
         promised = pending_tokens = 0
         for sequence in self._policy.ordered(self._now):
-            if len(selected) == self._limits.max_num_seqs:
+            if places == 0:
                 break
             if sequence.rests:
                 continue
             candidate = self._candidate(sequence)
-            if not sequence.block_table and selected:
+            arriving = self._swapper.arriving(sequence)
+            if not (sequence.block_table or arriving) and selected:
                 fits = room.fits(candidate.new_blocks + promised + len(selected), candidate.cached)
                 if not fits or pending_tokens >= self._limits.max_batched_tokens:
-                    return selected + self._other_holders(selected)
+                    return selected + self._other_holders(selected, places)
             promised += candidate.new_blocks
-            room.add(sequence, candidate.cached)
+            room.add(sequence, candidate.cached or arriving)
             pending_tokens += candidate.uncomputed
             selected.append(candidate)
+            places -= sequence.status is not SequenceStatus.SWAPPED  # which may not run yet
         return selected
 
     def _candidate(self, sequence: Sequence) -> _Candidate:
         start: int = sequence.num_computed
         cached: tuple[int, ...] = ()
-        if not sequence.block_table:
+        if sequence.status is SequenceStatus.SWAPPED:
+            num_held = len(self._swapper.arriving(sequence))
+        elif sequence.block_table:
+            num_held = len(sequence.block_table)
+        else:
             prefix = self._cache.match(sequence)
             start, cached = prefix.num_tokens, prefix.blocks
-        num_held = len(sequence.block_table) or len(cached)
+            num_held = len(cached)
         candidate = _Candidate(sequence, start, sequence.num_tokens - start, num_held, cached)
         candidate.new_blocks = self._new_blocks(candidate, candidate.uncomputed)
         return candidate
 
-    def _other_holders(self, selected: list[_Candidate]) -> list[_Candidate]:
-        """The most urgent holders of blocks that are not selected, as many as the step can take, the most urgent first."""
+    def _other_holders(self, selected: list[_Candidate], count: int) -> list[_Candidate]:
+        """The ``count`` most urgent holders of blocks that are not selected, the most urgent first."""
         chosen = {candidate.sequence for candidate in selected}
         others = [sequence for sequence in self._holders if sequence not in chosen and not sequence.rests]
         most_urgent = list(self._policy.least_urgent(others, self._now))[::-1]
-        return [self._candidate(sequence) for sequence in most_urgent[: self._limits.max_num_seqs - len(selected)]]
+        return [self._candidate(sequence) for sequence in most_urgent[:count]]
+
+    def _bring_in(self, candidate: _Candidate) -> bool:
+        """Let a swapped sequence into the pool, by making others give way if need be. Whether it can run in this iteration."""
+        sequence = candidate.sequence
+        if sequence not in self._swapper.stored:
+            return False  # on its way
+        needed = self._pool.blocks_for(sequence.num_computed + 1)
+        while needed > self._free + self._leaving and not self._crowded and self._make_way(for_swapped=True):
+            pass
+        if self._crowded or needed > self._free + self._leaving:
+            self._crowded = True
+            return False
+        if needed > self._free or self._swapped_out or self._preempted:
+            self._promise(needed)
+            return False
+        self._swapped_in[sequence] = candidate.num_held = len(self._swapper.stored[sequence].slots)
+        self._free -= candidate.num_held
+        return not self._swapper.proactive
 
     def _take_blocks(self, candidate: _Candidate, num_tokens: int) -> int:
-        """Room for the chunk, by preempting less urgent sequences if need be; how many of its tokens get room."""
+        """Room for the chunk, by making less urgent sequences give way if need be; how many of its tokens get room."""
         if not candidate.new_blocks and not candidate.cached and not self._given_up:
             return num_tokens  # most decodes
-        missing = self._blocks_missing(candidate, num_tokens)
-        while missing > self._free:
-            if self._victims is None:
-                self._victims = self._least_urgent_holders()
-            victim = next(self._victims, candidate.sequence)
-            if victim in self._passed:
-                spare = self._free - self._idle(candidate.cached) - (self._shared_write(candidate.sequence) is not None)
-                num_slots = (candidate.num_held + spare) * self._pool.block_size
-                num_tokens = max(0, min(num_tokens, num_slots - candidate.start))
-                missing = self._blocks_missing(candidate, num_tokens)
-                break
-            self._preempted[victim] = None
-            self._give_up(victim.block_table)
-            missing = self._blocks_missing(candidate, num_tokens)
+        while (missing := self._blocks_missing(candidate, num_tokens)) > self._free + self._leaving and self._make_way():
+            pass
+        if missing > self._free:
+            spare = self._free - self._idle(candidate.cached) - (self._shared_write(candidate.sequence) is not None)
+            num_slots = (candidate.num_held + spare) * self._pool.block_size
+            num_tokens = max(0, min(num_tokens, num_slots - candidate.start))
+        self._promise(missing)
         if num_tokens:
-            self._free -= missing
             self._given_up.subtract(candidate.cached)
             if (shared := self._shared_write(candidate.sequence)) is not None:
                 self._give_up([shared])
@@ -162,6 +203,67 @@ class Planner:
         """Those that hold blocks, the least urgent first: before all others who rests, because nothing waits for it alone."""
         for rests in (True, False):
             yield from self._policy.least_urgent([item for item in self._holders if item.rests is rests], self._now)
+
+    def _promise(self, num_blocks: int) -> None:
+        """Nobody less urgent gets these: those that are free, and those that come free."""
+        late = max(0, num_blocks - self._free)
+        self._free -= num_blocks - late
+        self._leaving = max(0, self._leaving - late)
+
+    def _make_way(self, *, for_swapped: bool = False) -> bool:
+        """The least urgent sequence gives up its blocks. False when none may: all that hold blocks are more urgent, or others
+        come in during this iteration, or (``for_swapped``) it has just come in itself."""
+        if self._swapped_in:
+            return False
+        if self._victims is None:
+            self._victims = self._least_urgent_holders()
+        victim = next(self._victims, None)
+        if victim is None or victim in self._passed:
+            return False
+        if for_swapped and self._swapper.stays(victim):
+            self._victims = itertools.chain([victim], self._victims)
+            return False
+        swapped = self._swap_out(victim)
+        if swapped and self._swapper.proactive:
+            self._leaving += sum(self._pool.ref_count(block) - self._given_up[block] == 1 for block in victim.block_table)
+        else:
+            self._give_up(victim.block_table)
+        if not swapped:
+            self._preempted[victim] = None
+        return True
+
+    def _swap_out(self, sequence: Sequence) -> bool:
+        """Whether a tier has room for it. Beams take over each other's blocks: those that give way are computed again."""
+        num_blocks = self._pool.blocks_for(sequence.num_computed)
+        tier = first_tier(self._room, num_blocks) if sequence.search is None else None
+        if tier is None:
+            return False
+        self._room[tier] -= num_blocks
+        self._swapped_out[sequence] = None
+        return True
+
+    def _look_ahead(self, running: set[Sequence]) -> None:
+        """Transfers that nobody waits for, while the way to the tiers is idle."""
+        swapper = self._swapper
+        begun = self._swapped_out or self._swapped_in or self._preempted
+        if not swapper.proactive or swapper.in_flight or begun or self._crowded:
+            return
+        room = Room(self._free, self._leaving, swapper.pace.reserve(len(running)))
+        if not swapper.stored and (room.free >= room.reserve or not any(self._room.values())):
+            return
+        resident = [sequence for sequence in self._holders if not (sequence in running or swapper.stays(sequence))]
+        sizes = {sequence: len(sequence.block_table) for sequence in resident}
+        sizes |= {sequence: len(stored.slots) for sequence, stored in swapper.stored.items()}
+        times = next_schedule_times(self._policy, list(sizes), self._limits.max_num_seqs, swapper.pace.step_s, self._now)
+        out, into = choose_swaps(
+            [Candidate(sequence, sizes[sequence], times[sequence]) for sequence in resident],
+            [Candidate(sequence, sizes[sequence], times[sequence]) for sequence in swapper.stored],
+            room,
+            swapper.pace,
+        )
+        self._swapped_in = {sequence: sizes[sequence] for sequence in into}
+        for sequence in out:
+            self._swap_out(sequence)
 
     def _give_up(self, blocks: Iterable[int]) -> None:
         """Drop a reference to each block; one without references is free."""
@@ -195,36 +297,3 @@ class Planner:
     def _blocks_missing(self, candidate: _Candidate, num_tokens: int) -> int:
         """Free blocks that the sequence takes to compute ``num_tokens`` tokens: new ones, and cached ones that nobody holds."""
         return self._new_blocks(candidate, num_tokens) + (self._idle(candidate.cached) if num_tokens else 0)
-
-
-class _Room:
-    """What the sequences selected so far leave of the pool. A block that several of them hold counts once."""
-
-    def __init__(self, pool: BlockPool, num_holders: int) -> None:
-        """``num_holders``: sequences that hold blocks."""
-        self._pool = pool
-        self._others = num_holders  # that hold blocks and are not selected
-        self._idle: set[int] = set()  # cached blocks that nobody holds and a selected sequence takes over
-        self._taken: set[int] = set()  # blocks of those that are selected, but for:
-        self._uncounted: list[Iterable[int]] = []
-
-    def add(self, sequence: Sequence, cached: tuple[int, ...]) -> None:
-        """Select a sequence, which holds blocks or takes over the cached ones."""
-        if sequence.block_table:
-            self._others -= 1
-            self._uncounted.append(sequence.block_table)
-        elif cached:
-            self._uncounted.append(cached)
-            self._idle.update(block for block in cached if self._pool.ref_count(block) == 0)
-
-    def fits(self, num_blocks: int, cached: tuple[int, ...]) -> bool:
-        """Whether there is room for so many new blocks beside the cached ones, if everybody else gives way."""
-        idle = sum(self._pool.ref_count(block) == 0 and block not in self._idle for block in cached)
-        if num_blocks <= self._pool.num_free - len(self._idle) - idle:
-            return True
-        if not self._others:
-            return False
-        self._taken.update(*self._uncounted)
-        self._uncounted.clear()
-        taken = len(self._taken) + sum(block not in self._taken for block in cached)
-        return num_blocks <= self._pool.num_blocks - taken

@@ -120,6 +120,7 @@ class Reservation:
         self._move_beams()
         for chunk in self.plan.chunks:
             self._scheduler.policy.charge(chunk.sequence, chunk.num_tokens, started, ended)
+        self._scheduler.swapper.pace.stepped(ended - started)
         for (sequence, token), reason in zip(pairs, reasons, strict=True):
             events += self._tell(sequence, token, reason)
         return events

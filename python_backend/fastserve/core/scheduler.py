@@ -13,17 +13,28 @@ from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import Sequence, SequenceStatus
+from fastserve.core.swapper import Swapper, Transfer, TransferEnded
 from fastserve.errors import InvalidRequest, RequestTooLong, UnsupportedFeature
 
 
 class Scheduler:
     """Decides which tokens are computed in which iteration and who holds which blocks."""
 
-    def __init__(self, limits: StepLimits, cache: PrefixCache, policy: Policy, *, max_model_len: int, queue: QueueLimits) -> None:
+    def __init__(
+        self,
+        limits: StepLimits,
+        cache: PrefixCache,
+        policy: Policy,
+        *,
+        max_model_len: int,
+        queue: QueueLimits,
+        swapper: Swapper | None = None,
+    ) -> None:
         """``cache``: of the pool that holds the sequences. ``max_model_len``: longest prompt + output in tokens. ``queue``:
-        unfinished requests accepted."""
+        unfinished requests accepted. ``swapper``: of the tiers below the pool; None: there are none."""
         self.pool = cache.pool
         self.prefix_cache = cache
+        self.swapper = swapper or Swapper(cache.pool, {})
         self.max_model_len = max_model_len
         self._limits = limits
         self.policy = policy
@@ -48,6 +59,13 @@ class Scheduler:
         """Requests of which a sequence holds blocks."""
         return len({sequence.request.request_id for sequence in self.holders})
 
+    @property
+    def num_swapped(self) -> int:
+        """Requests of which no sequence holds blocks and one is in a tier below the pool, or on its way."""
+        running = {sequence.request.request_id for sequence in self.holders}
+        swapped = {sequence.request.request_id for held in (self.swapper.stored, self.swapper.moving) for sequence in held}
+        return len(swapped - running)
+
     def num_open(self, request_id: int) -> int:
         """Sequences of a request that have not ended."""
         return len(self._sequences.get(request_id, ()))
@@ -68,6 +86,7 @@ class Scheduler:
         self._queue.enter(request.tenant)
         sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
         self.policy.add(sequence, now)
+        self.swapper.pace.arrived(len(request.prompt_token_ids))
         self._deadlines.add(request.deadline, request.request_id)
         return sequence
 
@@ -123,7 +142,27 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next iteration; changes nothing."""
-        return Planner(self._limits, self.prefix_cache, self.policy, self.holders, now).plan()
+        return Planner(self._limits, self.prefix_cache, self.swapper, self.policy, self.holders, now).plan()
+
+    def begin_swaps(self, plan: StepPlan) -> list[Transfer]:
+        """Hand over blocks and slots for the transfers of ``plan``. A failed run does not undo them: the sequences are whole."""
+        transfers = [self.swapper.begin_out(sequence) for sequence in plan.swapped_out]
+        for sequence in plan.swapped_out:
+            del self.holders[sequence]
+            sequence.num_preemptions += 1
+        cached = [block for chunk in plan.chunks for block in chunk.cached_blocks]
+        self.pool.share(cached)  # lest the blocks for who comes in be these
+        transfers += [self.swapper.begin_in(sequence) for sequence in plan.swapped_in]
+        self.pool.release(cached)
+        return transfers
+
+    def end_swap(self, ended: TransferEnded) -> None:
+        """A copy is over: what it held is free or a sequence's again."""
+        sequence = self.swapper.end(ended)
+        if sequence is not None and sequence.block_table:
+            self.holders[sequence] = None
+        elif sequence is not None and sequence.status is SequenceStatus.WAITING:
+            self._compute_again(sequence)
 
     def reserve(self, plan: StepPlan) -> Reservation:
         """A context manager that holds the blocks of ``plan`` and gives them back unless it is committed."""
@@ -133,6 +172,10 @@ class Scheduler:
         """Take a sequence's blocks away; its tokens will be computed again (recompute preemption), but for what it finds of them
         in the prefix cache then."""
         self.release_blocks(sequence)
+        self._compute_again(sequence)
+
+    def _compute_again(self, sequence: Sequence) -> None:
+        """It has lost its blocks, and what was in them."""
         sequence.num_computed = 0
         sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
         sequence.status = SequenceStatus.WAITING
@@ -149,6 +192,7 @@ class Scheduler:
             self._queue.leave(sequence.request.tenant)
         self.policy.discard(sequence, completed=completed)
         self.release_blocks(sequence)
+        self.swapper.forget(sequence)
         sequence.status = SequenceStatus.FINISHED
 
     def release_blocks(self, sequence: Sequence) -> None:

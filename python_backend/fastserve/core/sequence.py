@@ -16,6 +16,8 @@ class SequenceStatus(enum.Enum):
     """Holds no blocks: newly arrived, or preempted to be recomputed."""
     RUNNING = "running"
     """Holds blocks."""
+    SWAPPED = "swapped"
+    """Holds no blocks; what it has computed is in a tier below the pool, or on its way there or back."""
     FINISHED = "finished"
     """Ended in any way; holds no blocks."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import Sequence as CoreSequence
+from fastserve.core.swapper import Tier
+from fastserve.core.transfers import Copier, NoCopier, Transfers
 from fastserve.engine.failures import as_step_failure, deadline_passed
 from fastserve.engine.stats import EngineStats
 from fastserve.engine.step_times import StepTimes
@@ -53,8 +55,10 @@ class Engine:
         clock: Callable[[], float],
         cost_model: CostModel,
         position_offset: int = 0,
+        copier: Copier | None = None,
     ) -> None:
-        """``clock``: seconds, monotonic. ``cost_model``: learns what steps take. ``position_offset``: see ``ModelManifest``."""
+        """``clock``: seconds, monotonic. ``cost_model``: learns what steps take. ``position_offset``: see ``ModelManifest``.
+        ``copier``: moves the bytes that the scheduler's swapper moves the ids of."""
         self.scheduler = scheduler
         self.cost_model = cost_model
         self._runner = runner
@@ -62,6 +66,7 @@ class Engine:
         self._clock = clock
         self._packer = Packer(scheduler.pool.block_size, position_offset)
         self._sampler = Sampler()
+        self._transfers = Transfers(scheduler, copier or NoCopier())
         self.reset_counters()
 
     def reset_counters(self) -> None:
@@ -73,7 +78,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return len(self.scheduler) > 0
+        return len(self.scheduler) > 0 or self._transfers.in_flight
 
     def submit(self, request: Request) -> list[Event]:
         """Accept a request, or say at once why not."""
@@ -96,12 +101,15 @@ class Engine:
         now = self._clock()
         self.times.begin(now)
         events: list[Event] = [deadline_passed(request_id) for request_id in self.scheduler.expired(now)]
-        if events or not self.has_work:
+        if events or not len(self.scheduler):
+            self._transfers.collect(wait=not events)  # those of requests that have ended
             return events  # handed over now, so that a bug in what follows cannot swallow an ending
+        self._transfers.collect()
         plan = self.scheduler.plan(now)
         self.times.end("plan")
-        if not plan.chunks:
-            raise RuntimeError(f"{len(self.scheduler)} unfinished requests, but none can proceed")
+        if not self._transfers.begin(plan):
+            self._step_seconds += self._clock() - now
+            return events
         try:
             events = self._execute_with_retry(plan)
         except StepFailed as error:
@@ -159,12 +167,17 @@ class Engine:
             self.scheduler.abort(request_id, completed=False)
         return [Failed(request_id, error) for request_id in request_ids]
 
+    def close(self) -> None:
+        """Give back what the tiers below the pool have; the engine is not used afterwards."""
+        self._transfers.stop()
+
     def stats(self) -> EngineStats:
         pool = self.scheduler.pool
-        running = self.scheduler.num_running
+        running, swapped = self.scheduler.num_running, self.scheduler.num_swapped
         return EngineStats(
             running=running,
-            waiting=len(self.scheduler) - running,
+            waiting=len(self.scheduler) - running - swapped,
+            swapped=swapped,
             blocks_used=pool.num_used,
             blocks_free=pool.num_free,
             blocks_cached=pool.num_cached,
@@ -176,7 +189,23 @@ class Engine:
             prefix_queries=self.scheduler.prefix_cache.num_queried_tokens,
             prefix_hits=self.scheduler.prefix_cache.num_hit_tokens,
             step_seconds=self._step_seconds,
+            pool_usage=pool.num_used / pool.num_blocks,
+            **self._swap_stats(),
         )
+
+    def _swap_stats(self) -> dict[str, Any]:
+        """The fields of EngineStats about the tiers below the pool."""
+        swapper = self.scheduler.swapper
+        counts, host = swapper.counts, swapper.slots[Tier.HOST]
+        return {
+            "swapped_out": counts.outs,
+            "swapped_in": counts.ins,
+            "swap_out_bytes": counts.blocks_out * self._kv_cache.bytes_per_block,
+            "swap_in_bytes": counts.blocks_in * self._kv_cache.bytes_per_block,
+            "swap_waits": self._transfers.waited,
+            "blocks_swapped": sum(slots.num_used for slots in swapper.slots.values()),
+            "host_usage": host.num_used / host.num_slots if host.num_slots else 0.0,
+        }
 
 
 def _sequence_input(chunk: Chunk, block_size: int) -> SequenceInput:

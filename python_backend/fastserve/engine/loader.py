@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fastserve.config import EngineConfig
 from fastserve.core.admission import QueueLimits
-from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy, needs_costs
@@ -20,15 +19,16 @@ from fastserve.core.scheduler import Scheduler
 from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.engine.engine import Engine
 from fastserve.engine.instances import Instance, num_threads_of, shares_weights
+from fastserve.engine.kv_memory import make_kv_memory
 from fastserve.engine.step_costs import find_costs, log_costs
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up
 from fastserve.errors import ConfigError, ManifestError
-from fastserve.manifest import CacheSpec, ModelManifest
+from fastserve.manifest import ModelManifest
 from fastserve.tasks.text_generation import TextGeneration
 from fastserve.text.templates import ChatTemplate
 from fastserve.text.tokenizer import Tokenizer
 from fastserve.worker.device import HOST, device_of
-from fastserve.worker.kv_cache import KVCache, bytes_per_block, num_blocks_for, read_free_memory
+from fastserve.worker.kv_cache import read_free_memory
 from fastserve.worker.model_runner import ModelRunner
 from fastserve.worker.session import SessionSettings
 from fastserve.worker.shared_weights import cache_directory
@@ -68,22 +68,29 @@ def load_engine(
             providers=device.providers,
         ),
     )
-    # The weights are in memory now: what is free is what the pool can have.
+    # The weights are in memory now: what is free is what the pool and the tiers below it can have.
     free_memory = read_free_memory() // instance.num_instances if device is HOST else 0
-    num_blocks = num_blocks_for(config, manifest.cache, max_model_len, free_memory)
+    memory = make_kv_memory(config, manifest.cache, max_model_len, free_memory, clock, device)
     limits = StepLimits(config.max_num_seqs, config.max_batched_tokens)
     cost_model = CostModel(0.0, 0.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     scheduler = Scheduler(
         limits,
-        PrefixCache(BlockPool(num_blocks, config.block_size), mode=config.prefix_cache, identity=_identity(manifest, config)),
+        PrefixCache(memory.pool, mode=config.prefix_cache, identity=_identity(manifest, config)),
         FirstComeFirstServed(),
         max_model_len=max_model_len,
         queue=QueueLimits(config.max_queue_size, config.max_queue_size_per_tenant),
+        swapper=memory.swapper,
     )
-    kv_cache = KVCache(manifest.cache, num_blocks, config.block_size, config.kv_cache_dtype, device)
-    engine = Engine(scheduler, runner, kv_cache, clock=clock, cost_model=cost_model, position_offset=manifest.position_offset)
-    _log_pool(manifest.cache, config, num_blocks)
-    num_tokens = max(1, min(config.max_batched_tokens, max_model_len - 2, num_blocks * config.block_size - 1))
+    engine = Engine(
+        scheduler,
+        runner,
+        memory.cache,
+        clock=clock,
+        cost_model=cost_model,
+        position_offset=manifest.position_offset,
+        copier=memory.copier,
+    )
+    num_tokens = max(1, min(config.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
     params = SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
     if needs_costs(config.policy, inner=config.priority_inner_policy):  # of the others no request waits for a profile
@@ -122,11 +129,4 @@ def load_text_generation(directory: Path, manifest: ModelManifest, config: Engin
         max_model_len=max_model_len_of(manifest, config),
         random_seed=lambda: secrets.randbits(64),
         default_deadline_ms=config.default_deadline_ms,
-    )
-
-
-def _log_pool(spec: CacheSpec, config: EngineConfig, num_blocks: int) -> None:
-    size = num_blocks * bytes_per_block(spec, config.block_size, config.kv_cache_dtype)
-    logger.info(
-        "KV pool: %d blocks of %d tokens, %s, %.0f MiB", num_blocks, config.block_size, config.kv_cache_dtype, size / 2**20
     )

@@ -11,6 +11,8 @@ class EngineStats:
 
     running: int = 0
     waiting: int = 0
+    swapped: int = 0
+    """Requests whose keys and values are all in a tier below the pool, or on their way."""
     blocks_used: int = 0
     blocks_free: int = 0
     """Nobody holds them; the cached ones are among them."""
@@ -23,6 +25,20 @@ class EngineStats:
     """Run through the model: prompts, those computed again after a preemption too, and answers."""
     steps: int = 0
     preemptions: int = 0
+    """Sequences that lost their blocks to be computed again."""
+    swapped_out: int = 0
+    """Sequences that lost their blocks to a tier below the pool."""
+    swapped_in: int = 0
+    swap_out_bytes: int = 0
+    swap_in_bytes: int = 0
+    swap_waits: int = 0
+    """Iterations that waited for a copy."""
+    blocks_swapped: int = 0
+    """Blocks whose bytes are in a tier, or on their way."""
+    pool_usage: float = 0.0
+    """Share of the pool's blocks that is in use, 0 to 1."""
+    host_usage: float = 0.0
+    """Share of the host tier's slots that is in use, 0 to 1."""
     prefix_queries: int = 0
     """Tokens of the prompts that were begun with a look into the prefix cache."""
     prefix_hits: int = 0

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.argument_types import at_least, check_output_file
-from fastserve.config import POLICIES
+from fastserve.config import POLICIES, PREEMPTION
 from fastserve.errors import FastServeError, ToolError
 from fastserve.simulator import summary, workload
-from fastserve.simulator.simulation import SRPT_ORACLE, Machine, simulate
+from fastserve.simulator.simulation import KV_BYTES_PER_TOKEN, SRPT_ORACLE, Machine, simulate
 from fastserve.tools import console
 
 SIMULATED = (*(name for name in POLICIES if name not in ("auto", "priority")), SRPT_ORACLE)
@@ -45,6 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clip", type=at_least(2), default=2048, metavar="N", help="longest prompt + output; longer are cut (2048)"
     )
     parser.add_argument("--kv-tokens", type=at_least(1), metavar="N", help="tokens the KV pool holds (max-seqs * clip)")
+    parser.add_argument(
+        "--swap",
+        choices=PREEMPTION,
+        default=PREEMPTION[0],
+        help=f"what becomes of sequences that the KV pool has no room for ({PREEMPTION[0]})",
+    )
+    parser.add_argument(
+        "--link-gb-per-s", type=_positive, default=10.0, metavar="GB", help="between the pool and the tier below it (10)"
+    )
+    parser.add_argument(
+        "--kv-bytes-per-token",
+        type=at_least(1),
+        default=KV_BYTES_PER_TOKEN,
+        metavar="N",
+        help=f"keys and values of a token in all layers ({KV_BYTES_PER_TOKEN}: SmolLM2-135M in fp32)",
+    )
     parser.add_argument(
         "--requests", type=at_least(1), metavar="N", help="the first N, drawn again at random beyond the last (all)"
     )
@@ -88,6 +104,9 @@ def _machine(arguments: argparse.Namespace) -> Machine:
         max_batched_tokens=arguments.max_batched_tokens,
         max_model_len=arguments.clip + 1,  # so that the longest ends by itself
         kv_tokens=arguments.kv_tokens or 0,
+        preemption=arguments.swap,
+        link_bytes_per_s=arguments.link_gb_per_s * 1e9,
+        kv_bytes_per_token=arguments.kv_bytes_per_token,
     )
 
 
@@ -115,7 +134,7 @@ def _simulate_all(arguments: argparse.Namespace, jobs: Sequence[workload.Job], m
                     done = simulate(arriving, policy, machine, lambda bar=bar: progress.advance(bar))  # type: ignore[misc]
                 except FastServeError as error:
                     raise ToolError(f"{policy} at load {load:g}: {error}") from None
-                rows.append(summary.row(policy, load, done))
+                rows.append(summary.row(policy, load, done, swap=machine.preemption))
     return rows
 
 
@@ -127,6 +146,10 @@ def _lengths(jobs: Sequence[workload.Job]) -> str:
 
 def _load(text: str) -> float:
     return _real(text, "a number above 0, at most 10", 10.0)
+
+
+def _positive(text: str) -> float:
+    return _real(text, "a number above 0", math.inf)
 
 
 def _cost(text: str) -> tuple[float, float]:

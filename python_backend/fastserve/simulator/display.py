@@ -18,13 +18,13 @@ _TITLES = {"ttft_s": "TTFT", "normalized_latency_s": "s / output token", "jct_s"
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Everything by policy and load, then the P95 by class of length."""
     table = Table(title="Seconds: mean / P95, in brackets as a share of the first policy's at that load")
-    for column in ("load", "policy", *_TITLES.values(), "tokens/s", "recomputed"):
+    for column in ("load", "policy", *_TITLES.values(), "tokens/s", "recomputed", "swapped GB"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=column == "policy")
     first: dict[float, dict[str, Any]] = {}
     for row in rows:
         base = first.setdefault(row["load"], row)
         cells = [_beside(row[measure], base[measure]) for measure in MEASURES]
-        cells += [f"{row['output_tokens_per_s']:.1f}", str(row["preemptions"])]
+        cells += [f"{row['output_tokens_per_s']:.1f}", str(row["preemptions"]), f"{row['swapped_bytes'] / 1e9:.1f}"]
         table.add_row(f"{row['load']:g}", row["policy"], *cells, end_section=row["policy"] == rows[-1]["policy"])
     console.print(table)
     for key, what in (("by_prompt_tokens", "prompt"), ("by_output_tokens", "output")):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastserve.simulator.simulation import Run, Served
+from fastserve.simulator.simulation import BLOCK_SIZE, Run, Served
 
 MEASURES: dict[str, Callable[[Served], float]] = {
     "ttft_s": lambda served: served.ttft_s,
@@ -19,16 +19,19 @@ CLASS_BOUNDS = (64, 256, 1024)
 """The longest prompt or output, in tokens, of each class but the last."""
 
 
-def row(policy: str, load: float, run: Run) -> dict[str, Any]:
-    """One line of the report."""
+def row(policy: str, load: float, run: Run, *, swap: str = "recompute") -> dict[str, Any]:
+    """One line of the report. ``swap``: what became of sequences that the pool had no room for."""
     return {
         "policy": policy,
+        "swap": swap,
         "load": load,
         "requests": len(run.served),
         **_measures(run.served),
         "output_tokens_per_s": sum(served.job.output_tokens for served in run.served) / run.seconds,
         "preemptions": run.preemptions,
         "swapped_bytes": run.swapped_bytes,
+        "swap_wait_s": run.swap_wait_s,
+        "peak_kv_tokens": run.peak_blocks * BLOCK_SIZE,
         "by_prompt_tokens": _by_class(run.served, lambda served: served.job.prompt_tokens),
         "by_output_tokens": _by_class(run.served, lambda served: served.job.output_tokens),
     }

@@ -29,6 +29,12 @@ GAUGES = (
         "running",
     ),
     Family("vllm:num_requests_waiting", "Requests accepted that are not computed yet or not at the moment", "waiting"),
+    Family(
+        "vllm:num_requests_swapped", "Requests whose keys and values are in a tier below the KV pool, or on their way", "swapped"
+    ),
+    Family("vllm:gpu_cache_usage_perc", "Share of the KV pool's blocks in use, 0 to 1, wherever the pool is", "pool_usage"),
+    Family("vllm:cpu_cache_usage_perc", "Share of the host tier in use, 0 to 1", "host_usage"),
+    Family("fastserve:kv_blocks_swapped", "KV blocks whose bytes are in a tier below the pool", "blocks_swapped"),
     Family("fastserve:kv_blocks_used", "KV blocks in use", "blocks_used"),
     Family("fastserve:kv_blocks_free", "KV blocks that are free, those of the prefix cache among them", "blocks_free"),
     Family("fastserve:kv_blocks_cached", "Free KV blocks that the prefix cache finds again", "blocks_cached"),
@@ -38,7 +44,12 @@ COUNTERS = (
         "vllm:prompt_tokens_total", "Prompt tokens of the requests that got their first token, or tokens encoded", "prompt_tokens"
     ),
     Family("vllm:generation_tokens_total", "Tokens generated", "generation_tokens"),
-    Family("vllm:num_preemptions_total", "Requests whose KV blocks were taken away to be recomputed", "preemptions"),
+    Family("vllm:num_preemptions_total", "Sequences whose KV blocks were taken away to be recomputed", "preemptions"),
+    Family("fastserve:swapped_out_total", "Sequences whose KV blocks were moved to a tier below the pool", "swapped_out"),
+    Family("fastserve:swapped_in_total", "Sequences that were moved back into the pool", "swapped_in"),
+    Family("fastserve:swap_out_bytes_total", "Bytes copied from the pool to the tiers below it", "swap_out_bytes"),
+    Family("fastserve:swap_in_bytes_total", "Bytes copied back into the pool", "swap_in_bytes"),
+    Family("fastserve:swap_waits_total", "Iterations that waited for a copy between the pool and a tier", "swap_waits"),
     Family("vllm:prefix_cache_queries_total", "Prompt tokens that were looked up in the prefix cache", "prefix_queries"),
     Family("vllm:prefix_cache_hits_total", "Prompt tokens that the prefix cache held: not computed again", "prefix_hits"),
     Family("fastserve:iterations_total", "Iterations of the model", "steps"),

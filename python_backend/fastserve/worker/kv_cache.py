@@ -39,6 +39,7 @@ class KVCache:
     def __init__(self, spec: CacheSpec, num_blocks: int, block_size: int, dtype: str, device: Device = HOST) -> None:
         """``device``: in whose memory it lies."""
         self.block_size = block_size
+        self.bytes_per_block = bytes_per_block(spec, block_size, dtype)
         self._device = device
 
         def allocate(layout: str, layer: LayerCacheSpec) -> Any:

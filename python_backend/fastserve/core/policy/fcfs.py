@@ -32,3 +32,6 @@ class FirstComeFirstServed:
 
     def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
         return iter(sorted(sequences, key=self._places.__getitem__, reverse=True))
+
+    def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
+        """The order is all there is."""

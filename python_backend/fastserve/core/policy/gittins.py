@@ -160,6 +160,9 @@ class GittinsIndex:
     def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
         return iter(sorted(sequences, key=lambda sequence: self._rank(self._entries[sequence], now), reverse=True))
 
+    def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
+        """The order is all there is."""
+
     def _rank(self, entry: _Entry, now: float) -> tuple[float, int]:
         """Smaller is more urgent."""
         patience_s = self._patience * self._completion.mean_s

@@ -43,5 +43,8 @@ class PriorityClasses:
         for priority in sorted(members, reverse=True):
             yield from self._classes[priority].least_urgent(members[priority], now)
 
+    def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
+        """The order is all there is."""
+
     def _inner(self, sequence: Sequence) -> Policy:
         return self._classes[sequence.request.priority]

@@ -32,3 +32,7 @@ class Policy(Protocol):
 
     def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
         """Some of the sequences, the least urgent first: the exact reverse of their places in ``ordered``."""
+
+    def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> float | None:
+        """Estimated next scheduled time (ENST) of a sequence, seconds from ``now``, when ``batch_size`` run together. None: the
+        policy knows the order and no times."""

@@ -39,6 +39,9 @@ class ShortestRemainingFirst:
     def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
         return iter(sorted(sequences, key=self._ranks.__getitem__, reverse=True))
 
+    def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
+        """The order is all there is."""
+
     def _enter(self, sequence: Sequence, number: int) -> None:
         costs = self._cost_model
         to_draw = self._output_lengths[sequence.request.request_id] - len(sequence.output_token_ids)
