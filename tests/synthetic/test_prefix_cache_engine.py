@@ -61,7 +61,7 @@ def conversation(vocab_size: int) -> tuple[list[int], list[list[int]]]:
     return beginning, [[rng.randrange(3, vocab_size) for _ in range(length)] for length in (1, 11, 2, 30)]
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kv_cache_dtype", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_conversation_from_the_cache_is_bitwise_the_computed_one(
     decoder_exports: DecoderExports, family: str, kv_cache_dtype: str
