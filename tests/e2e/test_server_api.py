@@ -74,6 +74,13 @@ def run_script(end):
     return process, grpc_url, int(pid), Path(directory)
 
 
+def catches_sigterm(pid):
+    """Whether a script has come to ``server.wait()``: before, it leaves the signal to the system."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.fixture
 def children_hear_ctrl_c():
     """A shell that runs the tests in the background has them ignore SIGINT, which a child would inherit."""
@@ -212,6 +219,7 @@ def test_a_plain_script_ends_cleanly(end, number, code, said):
     process, _, pid, directory = run_script(end)
     with process:
         if number is not None:
+            wait_until(lambda: catches_sigterm(process.pid), WAIT_S)
             process.send_signal(number)
         assert process.stdout is not None and process.stderr is not None
         rest, errors = process.stdout.read(), process.stderr.read()  # not communicate: a line may lie in stdout's buffer

@@ -17,10 +17,11 @@ from transformers.models.bert import modeling_bert
 
 from fastserve.errors import FastServeError, InvalidRequest, ModelNotFound, ProofFailed, UnsupportedModel
 from fastserve.export import command
-from fastserve.export.encoders import packed_attention, plan, quantization
+from fastserve.export.encoders import packed_attention, plan
 from fastserve.export.encoders.heads import Rows
 from fastserve.export.exporters import export_any
 from fastserve.export.options import ExportOptions, ExportResult
+from fastserve.export.rewrites import quantization
 from tests.synthetic.test_export_refusals import parse
 from tests.synthetic.tiny_encoders import (
     AUTO_CLASSES,

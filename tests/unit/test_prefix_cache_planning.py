@@ -83,7 +83,7 @@ def test_a_block_that_several_hold_takes_room_once():
     for number in (1, 2):
         engine.submit(make_request(number, (*TEXT, number), max_tokens=4))
         step(engine)
-    assert (engine.scheduler.pool.num_used, engine.scheduler.num_running) == (12, 3)
+    assert (engine.scheduler.pool.num_used, len(engine.scheduler.holders)) == (12, 3)
     engine.submit(make_request(4, range(30, 41), max_tokens=1, priority=1))
     assert planned(engine) == {1: (0, 1), 2: (0, 1), 4: (0, 11)}
     step(engine)

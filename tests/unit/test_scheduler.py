@@ -81,7 +81,7 @@ def test_no_more_than_max_num_seqs_take_part():
     for request_id in range(5):
         scheduler.add(make_request(request_id, [1, 2]), 0.0)
     assert [chunk[0] for chunk in chunks(step(scheduler)[0])] == [0, 1]
-    assert scheduler.num_running == 2
+    assert len(scheduler.holders) == 2
 
 
 def test_a_small_request_does_not_overtake_a_large_one_that_waits_for_blocks():

@@ -55,11 +55,6 @@ class Scheduler:
         return [sequence for siblings in self._sequences.values() for sequence in siblings]
 
     @property
-    def num_running(self) -> int:
-        """Requests of which a sequence holds blocks."""
-        return len({sequence.request.request_id for sequence in self.holders})
-
-    @property
     def num_swapped(self) -> int:
         """Requests of which no sequence holds blocks and one is in a tier below the pool, or on its way."""
         running = {sequence.request.request_id for sequence in self.holders}

@@ -67,6 +67,7 @@ class Engine:
         self._packer = Packer(scheduler.pool.block_size, position_offset)
         self._sampler = Sampler()
         self._transfers = Transfers(scheduler, copier or NoCopier())
+        self._served: tuple[CoreSequence, ...] = ()  # in the latest iteration
         self.reset_counters()
 
     def reset_counters(self) -> None:
@@ -134,6 +135,7 @@ class Engine:
             ended = self._clock()
             self.cost_model.observe(plan.num_tokens, ended - started)
             events = reservation.commit(tokens, prompt_logprobs, started=started, ended=ended)
+        self._served = tuple(chunk.sequence for chunk in plan.chunks)
         self._steps += 1
         self._computed_tokens += plan.num_tokens
         self._prompt_tokens += sum(len(sequence.request.prompt_token_ids) for sequence in first)
@@ -173,7 +175,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         pool = self.scheduler.pool
-        running, swapped = self.scheduler.num_running, self.scheduler.num_swapped
+        holders, swapped = self.scheduler.holders, self.scheduler.num_swapped
+        running = len({sequence.request.request_id for sequence in self._served if sequence in holders})
         return EngineStats(
             running=running,
             waiting=len(self.scheduler) - running - swapped,

@@ -10,7 +10,9 @@ class EngineStats:
     """A snapshot taken between two iterations. Counters only grow; gauges are the state at that moment."""
 
     running: int = 0
+    """Requests that took part in the latest iteration."""
     waiting: int = 0
+    """The others that are not swapped; those that another was preferred to may hold blocks."""
     swapped: int = 0
     """Requests whose keys and values are all in a tier below the pool, or on their way."""
     blocks_used: int = 0
