@@ -63,8 +63,8 @@ def engine_settings(rng: random.Random) -> dict[str, Any]:
     """Of ``tests.doubles.make_engine``: so little of everything that it runs short."""
     return {
         "num_blocks": rng.choice((36, 44, 80, 120)),
-        "max_num_seqs": rng.choice((1, 4, 16)),
-        "max_batched_tokens": rng.choice((16, 24, 64)),
+        "max_num_seqs": (most := rng.choice((1, 4, 16))),
+        "max_batched_tokens": most + rng.choice((0, 8, 15, 48)),
         "max_queue_size": rng.choice((10, 100)),
         "max_queue_size_per_tenant": rng.choice((0, 8)),
         "inner": rng.choice(INNER_POLICIES),

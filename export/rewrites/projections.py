@@ -147,6 +147,8 @@ def _product(node: ir.Node, bias: ir.TensorProtocol | None) -> Projection | None
         return None
     vector = None if bias is None else bias.numpy()
     width = int(weight.const_value.shape.numpy()[0 if transposed else 1])
+    if vector is not None and vector.shape != (width,):
+        return None
     part = Columns(weight.const_value, transposed, vector, np.arange(width))
     return Projection(rows, (part,), node.name or "")
 

@@ -94,7 +94,7 @@ class EngineConfig:
         choices=PREEMPTION,
     )
     swap_space_bytes: int = _field(
-        0, "memory for swapped sequences; 0: as much as the KV pool has, at most a quarter of what is left", low=0
+        0, "memory for swapped sequences; 0: as much as the KV pool has, within kv_cache_memory_fraction", low=0
     )
     swap_file_bytes: int = _field(0, "size of a file for those that find no room there; 0: none", low=0)
     swap_directory: str = _field("", "folder of that file; empty: FastServe's cache folder")

@@ -22,7 +22,9 @@ from fastserve.errors import InvalidRequest, ModelNotFound, ProofFailed, ToolErr
 from fastserve.export import attention, command, experts, graph_guards
 from fastserve.export.graph import trace_packed
 from fastserve.export.options import ExportOptions, Stage
+from fastserve.export.targets import TARGETS
 from fastserve.export.text_generation import export_model
+from fastserve.manifest import CPU
 from tests.synthetic.decoder_families import FAMILIES
 from tests.synthetic.tiny_models import (
     gpt2_config,
@@ -106,7 +108,7 @@ def test_registries_and_implementations_are_as_before_when_a_trace_fails(monkeyp
     layers = attention.probe(model)
     monkeypatch.setattr(attention.PagedInputs, "emit", lambda *arguments: 1 / 0)
     with pytest.raises(UnsupportedModel, match="division by zero"):
-        trace_packed(model, layers)
+        trace_packed(model, layers, TARGETS[CPU])
     assert (model.config._experts_implementation, model.config._attn_implementation) == before
     assert attention.IMPLEMENTATION not in transformers.AttentionInterface().valid_keys()
     assert experts.IMPLEMENTATION not in ExpertsInterface().valid_keys()

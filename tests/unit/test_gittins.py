@@ -211,13 +211,13 @@ def test_patience_grows_with_the_time_that_answers_take():
     assert scene.order(now=101.0) == [3, 1]
 
 
-def test_before_any_answer_has_ended_waiting_counts_already():
+def test_nobody_waits_for_ever_and_before_any_answer_has_ended_waiting_counts_already():
     scene = make_scene()
     scene.add(1, 2000, now=0.0)
     scene.add(2, 20, now=0.0)
     assert scene.order(now=0.0) == [2, 1]
     scene.add(3, 20, now=1e6)
-    assert scene.order(now=1e6) == [2, 1, 3]
+    assert scene.order(now=1e6) == [1, 2, 3]
 
 
 def test_short_answers_are_worth_more_the_greater_brevity_is():

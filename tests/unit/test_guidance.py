@@ -278,3 +278,8 @@ def test_a_model_without_an_end_of_sequence_cannot_be_guided():
 @pytest.mark.parametrize("vocab_size", [100, 258, 300])
 def test_a_vocabulary_of_another_size_than_the_tokenizers_is_no_trouble(vocab_size):
     assert accepts(Guidance(ByteTokenizer(), (EOS,), vocab_size).compile("regex", "a+"), "aa")
+
+
+def test_a_long_string_of_bounded_length_is_followed_to_its_end():
+    grammar = GUIDANCE.compile("json", '{"type": "object", "properties": {"summary": {"type": "string", "maxLength": 2000}}}')
+    assert accepts(grammar, json.dumps({"summary": "It was the best of times. " * 70}))

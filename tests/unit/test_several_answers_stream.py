@@ -107,3 +107,13 @@ def test_the_longest_wait_among_the_answers_counts():
     response.push([token(1, "x")])
     response.push([token(1, "y")])
     assert rows(channel, "text_output") == [[b"a", b""], [b"", b"xy"]]
+
+
+def test_what_a_stream_held_back_is_sent_before_an_error_follows():
+    response, channel, _ = open_stream(stream_interval=100)
+    for letter in "abc":
+        response.push([token(0, letter)])
+    response.flush()
+    response.flush()
+    assert rows(channel, "text_output") == [[b"a", b""], [b"bc", b""]]
+    assert channel.endings == 0

@@ -8,15 +8,14 @@ The rules, in the order of the policy:
    ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
    Agrawal et al., 2023).
 3. A sequence short of blocks takes them from beams that rest (``beam_search.py``), then from the least urgent sequences that
-   hold any, never from a more urgent one.
-   The most urgent sequence always proceeds, because a request that could not fit alone was refused on arrival.
+   hold any, never from a more urgent one. The most urgent always proceeds: what could not fit alone was refused on arrival.
 4. Who gives way is swapped out while a tier below the pool has room, else computed again. Where transfers run beside the
    iterations (``Swapper.proactive``), its blocks come free for a later one, and so does a sequence that is swapped in: until then
    they are promised to whom they were taken for. Otherwise this iteration waits for both.
 5. No iteration moves sequences in and out: not all blocks that come free are needed by those who come in.
 
-A waiting sequence is looked up in the prefix cache when its turn comes, and never those behind it. Blocks it can take over are
-not computed, but when nobody holds them they count as taken like new ones.
+A waiting sequence is looked up in the prefix cache when its turn comes, never before. Blocks it can take over are not computed,
+but when nobody holds them they count as taken like new ones.
 """
 
 from __future__ import annotations
@@ -59,18 +58,17 @@ class _Candidate:
     new_blocks: int = 0
     """To be allocated for all of its tokens, as things were before the plan."""
 
+    @property
+    def is_decode(self) -> bool:
+        """Sure of its token. One that is swapped may not run yet; if it does, its token comes out of what prefills share."""
+        return self.uncomputed == 1 and self.sequence.status is not SequenceStatus.SWAPPED
+
 
 class Planner:
     """Builds one :class:`StepPlan` without changing anything; made afresh for each iteration."""
 
     def __init__(
-        self,
-        limits: StepLimits,
-        cache: PrefixCache,
-        swapper: Swapper,
-        policy: Policy,
-        holders: Collection[Sequence],
-        now: float,
+        self, limits: StepLimits, cache: PrefixCache, swapper: Swapper, policy: Policy, holders: Collection[Sequence], now: float
     ) -> None:
         """``cache``: of the pool. ``holders``: the sequences that hold blocks."""
         self._limits = limits
@@ -94,8 +92,7 @@ class Planner:
 
     def plan(self) -> StepPlan:
         selected = self._select()
-        decodes = sum(1 for candidate in selected if candidate.uncomputed == 1)
-        prefill_budget = self._limits.max_batched_tokens - decodes
+        prefill_budget = self._limits.max_batched_tokens - sum(1 for candidate in selected if candidate.is_decode)
         chunks: list[Chunk] = []
         for candidate in selected:
             sequence, uncomputed = candidate.sequence, candidate.uncomputed
@@ -104,14 +101,14 @@ class Planner:
             self._passed.add(sequence)
             if sequence.status is SequenceStatus.SWAPPED and not self._bring_in(candidate):
                 continue
-            wanted = 1 if uncomputed == 1 else min(uncomputed, prefill_budget, self._row_limit(candidate))
+            wanted = 1 if candidate.is_decode else min(uncomputed, prefill_budget, self._row_limit(candidate))
             num_tokens = self._take_blocks(candidate, wanted)
             if num_tokens > 0:
                 chunks.append(Chunk(sequence, num_tokens, num_tokens == uncomputed, candidate.start, candidate.cached))
                 self._prompt_rows -= len(chunks[-1].prompt_rows)
             if num_tokens < wanted and not (self._swapped_out or self._swapped_in or self._swapper.in_flight):
                 break  # only more urgent sequences hold blocks now
-            if uncomputed > 1:
+            if not candidate.is_decode:
                 prefill_budget -= num_tokens
         self._look_ahead({chunk.sequence for chunk in chunks})
         return StepPlan(tuple(chunks), tuple(self._preempted), tuple(self._swapped_out), tuple(self._swapped_in), self._now)
@@ -251,7 +248,7 @@ class Planner:
         room = Room(self._free, self._leaving, swapper.pace.reserve(len(running)))
         if not swapper.stored and (room.free >= room.reserve or not any(self._room.values())):
             return
-        resident = [sequence for sequence in self._holders if not (sequence in running or swapper.stays(sequence))]
+        resident = [each for each in self._holders if not (each in running or each.search or swapper.stays(each))]
         sizes = {sequence: len(sequence.block_table) for sequence in resident}
         sizes |= {sequence: len(stored.slots) for sequence, stored in swapper.stored.items()}
         times = next_schedule_times(self._policy, list(sizes), self._limits.max_num_seqs, swapper.pace.step_s, self._now)

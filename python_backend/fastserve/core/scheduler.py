@@ -100,7 +100,7 @@ class Scheduler:
                 "prompt + max_tokens",
                 f"{longest + 1} tokens ({needed} KV blocks" + (f" for {num_beams} beams)" if num_beams > 1 else ")"),
                 f"what the KV pool can hold, {total * self.pool.block_size} tokens ({total} blocks); "
-                "lower max_tokens or raise kv_cache_bytes",
+                f"lower max_tokens{' or num_beams' if num_beams > 1 else ''} or raise kv_cache_bytes",
             )
 
     def _longest(self, request: Request) -> int:

@@ -14,7 +14,6 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from fastserve.config import EngineConfig
 from fastserve.core.cost_model import MIN_SECONDS, CostModel
 from fastserve.errors import ConfigError
 from fastserve.manifest import ModelManifest
-from fastserve.worker.session import count_cores
+from fastserve.worker.session import RUNTIME_VERSION, count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def circumstances(manifest: ModelManifest, config: EngineConfig, num_threads: in
         "processor": _processor(),
         "cores": str(count_cores()),
         "threads": str(num_threads),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": RUNTIME_VERSION,
         "fastserve": manifest.fastserve_version,
         **{name: str(getattr(config, name)) for name in _SETTINGS},
     }
@@ -58,7 +57,7 @@ class CostFile:
             if not self.path.exists():
                 return False
             model.restore(self._read())
-        except (OSError, ValueError, ConfigError) as error:  # ValueError: not JSON, or not text
+        except (OSError, ValueError, ArithmeticError, RecursionError, ConfigError) as error:  # no JSON, no text, no seconds
             logger.warning("%s is not used, the costs of steps are measured: %s", self.path, error)
             return False
         return True
@@ -76,12 +75,16 @@ class CostFile:
         if max(model.base_s, model.token_s) <= MIN_SECONDS:
             return
         text = json.dumps({"circumstances": self._circumstances, **model.to_json()}, indent=1) + "\n"
+        made: Path | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.path.parent, prefix=".costs-", delete=False) as file:
+                made = Path(file.name)
                 file.write(text)
-            Path(file.name).replace(self.path)
+            made.replace(self.path)
         except OSError as error:
+            if made is not None:
+                made.unlink(missing_ok=True)
             logger.warning("the costs of steps are not kept, the next start measures them again: %s", error)
 
 

@@ -19,9 +19,6 @@ from fastserve.worker.shared_weights import cache_directory
 
 logger = logging.getLogger(__name__)
 
-FREE_MEMORY_SHARE = 4
-"""Unless told, the host tier is as large as the pool, but takes at most one part in so many of the memory that is left."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KVMemory:
@@ -49,8 +46,9 @@ def make_kv_memory(
         config.kv_cache_dtype,
         num_blocks * size / 2**20,
     )
-    left = max(0, free_memory - num_blocks * size)
-    host_bytes = config.swap_space_bytes or min(num_blocks * size, left // FREE_MEMORY_SHARE)
+    # Unless told, the host tier is as large as the pool, within the model's share of the memory: other models count on the rest.
+    left = max(0, int(config.kv_cache_memory_fraction * free_memory) - num_blocks * size)
+    host_bytes = config.swap_space_bytes or min(num_blocks * size, left)
     num_slots = {Tier.HOST: host_bytes // size, Tier.FILE: config.swap_file_bytes // size}
     if device is not HOST or config.preemption == "recompute" or not any(num_slots.values()):
         logger.info("preempted sequences are computed again")

@@ -116,12 +116,15 @@ def _measure(
     params = SamplingParams(temperature=arguments.temperature, seed=arguments.seed)
     with _progress("loading", sum(load.outputs)) as advance:
         engine = load_engine(directory, manifest, config, time.perf_counter, profile=profile)
-        advance(0, "profiling" if profile else "measuring")
-        steps = run(engine, load.requests(params), time.perf_counter, advance)
+        try:
+            advance(0, "profiling" if profile else "measuring")
+            steps = run(engine, load.requests(params), time.perf_counter, advance)
+        finally:
+            engine.close()
+    del engine
+    gc.collect()  # its pool is out of the way of the next one; a session writes its notes when it ends
     if profile is None:
         return steps, []
-    del engine
-    gc.collect()  # a session writes its notes when it ends
     (file,) = profile.parent.glob(f"{profile.name}*.json")
     return steps, read_runs(file, manifest.model.vocab_size)[-len(steps) :]
 

@@ -64,8 +64,11 @@ def run(engine: Engine, requests: Sequence[Request], clock: Callable[[], float],
         started = clock()
         events = engine.step()
         _raise_failures(events)
-        between, ended = started - ended, clock()
         now, total = dict(engine.times.seconds), engine.stats().computed_tokens
+        if total == computed:  # it waited for copies between pool and tiers: no iteration, but time between two
+            before = now
+            continue
+        between, ended = started - ended, clock()
         answered = sum(isinstance(event, TokenEvent) for event in events)
         seconds = {phase: now[phase] - before[phase] for phase in PHASES}
         steps.append(Step({**seconds, BETWEEN: between}, total - computed, answered))

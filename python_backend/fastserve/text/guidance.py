@@ -46,8 +46,8 @@ class GuidanceTokenizer(Protocol):
 
 class Guidance:
     """Compiles the grammars of one model. Not for the threads that receive requests or compute tokens: a grammar takes up to
-    some tenths of a second, usually a millisecond, and the first one builds the tree of the vocabulary (under a second for
-    50,000 tokens). Other threads run meanwhile: the library releases the GIL."""
+    some tenths of a second, usually a millisecond, while other threads run: the library releases the GIL. The first one builds
+    the tree of the vocabulary, about 0.2 s for 50,000 tokens, and that stops every thread."""
 
     def __init__(self, tokenizer: GuidanceTokenizer, eos_token_ids: Collection[int], vocab_size: int) -> None:
         """``vocab_size``: width of a row of logits."""
@@ -125,14 +125,15 @@ class Grammar:
 
 
 def _limits() -> LLParserLimits:
-    """About 10 ms for what a compilation or a mask does at most; 10 MB of states."""
+    """Some 10 ms for what a compilation or a mask does, some 10 MB for what it keeps. A string of bounded length needs states
+    for each of its characters: enough of them for some thousands."""
     from llguidance._lib import LLParserLimits
 
     return LLParserLimits(
-        initial_lexer_fuel=500_000,
+        initial_lexer_fuel=50_000,
         step_lexer_fuel=100_000,
         step_max_items=20_000,
-        max_lexer_states=5_000,
+        max_lexer_states=50_000,
         max_grammar_size=100_000,
         verbose_errors=False,
     )

@@ -60,6 +60,11 @@ class GenerationResponse(ResponseStream):
             self._send(self._answers, timing=None)
         return None
 
+    def flush(self) -> None:
+        """Sends what a stream has held back."""
+        if self._prepared.stream and any(answer.num_unsent for answer in self._answers):
+            self._send(self._answers, timing=None)
+
     def _is_due(self) -> bool:
         """The first tokens never wait."""
         return not self._sent or any(answer.num_unsent >= self._prepared.stream_interval for answer in self._answers)

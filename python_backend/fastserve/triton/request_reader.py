@@ -108,8 +108,10 @@ class RequestReader(Generic[RequestT]):
             self._outbox.put(Rejected(received.channel, QueueFull(full)))
 
     def _pass_on_long(self, received: Received) -> None:
-        self._pass_on(received)
-        self._done += 1
+        try:
+            self._pass_on(received)
+        finally:
+            self._done += 1
 
     def _pass_on(self, received: Received) -> None:
         try:

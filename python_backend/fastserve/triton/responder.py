@@ -69,6 +69,9 @@ class ResponseStream(abc.ABC):
         """Take what was computed, at least one event, and send what it adds to the answer. Returns how the answer ended if it
         did; events after that are not looked at. Raises a FastServeError when no answer can be made."""
 
+    def flush(self) -> None:  # noqa: B027  (most hold nothing back)
+        """Send what was held back: an error follows."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
@@ -154,9 +157,16 @@ class Responder:
             if isinstance(event, Failed):
                 self._answer(event.request_id, computed.pop(event.request_id, []))
                 if (stream := self._streams.pop(event.request_id, None)) is not None:
+                    self._flush(stream)
                     self._fail(stream.channel, event.error)
             elif not isinstance(event, Aborted):  # whoever aborted a request has answered it
                 computed.setdefault(event.request_id, []).append(event)
+
+    def _flush(self, stream: ResponseStream) -> None:
+        try:
+            stream.flush()
+        except Exception:
+            logger.exception("request %d: what was held back could not be sent", stream.request_id)
 
     def _answer(self, request_id: int, events: Sequence[Any]) -> None:
         stream = self._streams.get(request_id)

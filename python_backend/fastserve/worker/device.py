@@ -5,6 +5,7 @@ What is here for CUDA was never executed by its authors, who have no such GPU. T
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -69,7 +70,8 @@ def pool_array(shape: tuple[int, ...], dtype: type[np.generic]) -> npt.NDArray[A
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
 

@@ -17,6 +17,9 @@ from fastserve.worker.shared_weights import WEIGHTS_FILE, cache_directory, share
 
 logger = logging.getLogger(__name__)
 
+RUNTIME_VERSION: str = ort.__version__
+"""Of ONNX Runtime, from whichever of its distributions."""
+
 Providers: TypeAlias = tuple[tuple[str, dict[str, str]], ...]
 """ONNX Runtime's execution providers, preferred first, and their options."""
 CPU_PROVIDERS: Providers = (("CPUExecutionProvider", {}),)

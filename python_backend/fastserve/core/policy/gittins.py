@@ -19,6 +19,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 
 from fastserve.core.cost_model import CostModel
@@ -32,6 +33,9 @@ PREFILL_EDGES = geometric_edges(16, 1.25, 131_072)
 
 PROMPT_EDGES = geometric_edges(32, 1.5, 32_768)
 """Bounds of the classes of prompt lengths. Short and long prompts ask for different things."""
+
+MOST_WAITED = 10.0
+"""A sequence that has waited for so many times the patience goes before all that have not."""
 
 _Kind = tuple[int, int, int, int]
 """Bins of (prompt tokens, output tokens so far, most output tokens, tokens to compute before the next one)."""
@@ -165,8 +169,10 @@ class GittinsIndex:
 
     def _rank(self, entry: _Entry, now: float) -> tuple[float, int]:
         """Smaller is more urgent."""
-        patience_s = self._patience * self._completion.mean_s
-        return -entry.bucket.index * (1.0 + max(now - entry.arrived, 0.0) / patience_s), entry.number
+        waited = max(now - entry.arrived, 0.0) / (self._patience * self._completion.mean_s)
+        if waited > MOST_WAITED:
+            return -math.inf, entry.number  # in order of arrival: nobody waits for ever, however long there is too much to do
+        return -entry.bucket.index * (1.0 + waited), entry.number
 
     def _kind(self, sequence: Sequence) -> _Kind:
         bin_of_length = self._lengths.bin_of_length

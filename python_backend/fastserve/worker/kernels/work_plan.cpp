@@ -6,6 +6,9 @@
 namespace fastserve {
 namespace {
 
+// Floats of one call's partial results, 16 MB: one sequence of 128K tokens needs less, and many items need no splitting.
+constexpr size_t kMostPartials = size_t{4} << 20;
+
 int64_t spans_end(int64_t positions) { return (positions + kSpan - 1) / kSpan; }
 
 std::vector<WorkItem> cut(const AttentionProblem& problem) {
@@ -72,23 +75,29 @@ void add_parts(const AttentionProblem& problem, const WorkItem& whole, float* pa
 }  // namespace
 
 WorkPlan plan_work(const AttentionProblem& problem, int shares) {
-  const std::vector<WorkItem> items = cut(problem);
+  const auto dearer = [](const WorkItem& a, const WorkItem& b) { return a.cost > b.cost; };
+  std::vector<WorkItem> items = cut(problem);
+  std::stable_sort(items.begin(), items.end(), dearer);  // what is dearest is split while there is room for its parts
   int64_t total = 0;
   for (const WorkItem& item : items) total += item.cost;
-  const auto is_split = [&](const WorkItem& item) { return item.last_span - item.first_span > 1 && item.cost > total / shares; };
-  size_t floats = 0;
-  for (const WorkItem& item : items) floats += is_split(item) ? floats_of_parts(problem, item) : 0;
-  float* parts = partial_results(floats);
+  std::vector<WorkItem> split;
   WorkPlan plan;
+  size_t floats = 0;
   for (const WorkItem& item : items) {
-    if (is_split(item)) {
-      add_parts(problem, item, parts, plan);
-      parts += floats_of_parts(problem, item);
+    const size_t more = floats_of_parts(problem, item);
+    if (item.last_span - item.first_span > 1 && item.cost > total / shares && floats + more <= kMostPartials) {
+      split.push_back(item);
+      floats += more;
     } else {
       plan.items.push_back(item);
     }
   }
-  std::stable_sort(plan.items.begin(), plan.items.end(), [](const WorkItem& a, const WorkItem& b) { return a.cost > b.cost; });
+  float* parts = partial_results(floats);
+  for (const WorkItem& item : split) {
+    add_parts(problem, item, parts, plan);
+    parts += floats_of_parts(problem, item);
+  }
+  std::stable_sort(plan.items.begin(), plan.items.end(), dearer);
   return plan;
 }
 
