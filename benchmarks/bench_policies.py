@@ -28,6 +28,7 @@ from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
 from fastserve.errors import FastServeError, ToolError
+from fastserve.manifest import ModelManifest
 from fastserve.simulator.simulation import Machine, Run, simulate
 from fastserve.simulator.summary import row
 from fastserve.simulator.workload import Job, arrive
@@ -37,12 +38,17 @@ from fastserve.tools.bench.samples import Sample
 from fastserve.tools.client import GenerateRequest, connect
 from fastserve.tools.demo_model import prepare
 from fastserve.tools.launcher import LaunchOptions, TritonLauncher
+from fastserve.worker.kv_cache import bytes_per_block
 
 DEMO = Path(".demo")
 POLICIES = ("fcfs", "skip_join_mlfq", "gittins")
 COST_AWARE = "gittins"
 """Whose loading measures what steps cost."""
-KV_BYTES_PER_SEQUENCE = 64 << 20
+BLOCK_SIZE = 16
+SWAPPING = {"preemption": "proactive"}
+"""What becomes of those that the KV pool has no room for; it holds ``--max-seqs`` sequences of full length."""
+LINK_BYTES_PER_S = 5e9
+"""Of the simulated copies, from memory to memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,17 +67,23 @@ class Bench:
     model: Path
     asks: Sequence[Ask]
     settings: Mapping[str, Any]
+    block_bytes: int
+    """Of the model's KV pool."""
 
     def settings_of(self, policy: str) -> dict[str, Any]:
         """Of config.pbtxt."""
         arguments = self.arguments
+        pool_bytes = arguments.max_seqs * arguments.max_model_len // BLOCK_SIZE * self.block_bytes
         return {
             "policy": policy,
             "max_num_seqs": arguments.max_seqs,
             "max_batched_tokens": arguments.max_batched_tokens,
             "max_model_len": arguments.max_model_len,
-            "kv_cache_bytes": arguments.max_seqs * KV_BYTES_PER_SEQUENCE,
+            "block_size": BLOCK_SIZE,
+            "kv_cache_bytes": pool_bytes,
+            "swap_space_bytes": 4 * pool_bytes,
             "prefix_cache": "off",  # the simulator computes every token
+            **SWAPPING,
         }
 
 
@@ -184,6 +196,8 @@ def _machine(costs: Sequence[float], arguments: argparse.Namespace) -> Machine:
         max_num_seqs=arguments.max_seqs,
         max_batched_tokens=arguments.max_batched_tokens,
         max_model_len=arguments.max_model_len,
+        link_bytes_per_s=LINK_BYTES_PER_S,
+        **SWAPPING,
     )
 
 
@@ -207,7 +221,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--policy", action="append", choices=POLICIES)
     parser.add_argument("--load", action="append", type=float, help="of what the machine can do (0.7 and 1)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=80)
+    parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--input-tokens", type=int, default=256, help="longer prompts lose their beginning (256)")
     parser.add_argument("--output-tokens", type=int, default=256, help="longer answers are cut (256)")
     parser.add_argument("--max-seqs", type=int, default=16)
@@ -239,7 +253,10 @@ def main() -> None:
         if arguments.model is None:
             demo = prepare(None, DEMO)
             arguments.model = demo.repository / demo.name / "1"
-        bench = Bench(arguments, arguments.model, asks_of(arguments), settings)
+        cache = ModelManifest.load(arguments.model).cache
+        if cache is None:
+            raise ToolError(f"--model {arguments.model}: generates no text")
+        bench = Bench(arguments, arguments.model, asks_of(arguments), settings, bytes_per_block(cache, BLOCK_SIZE, "fp32"))
         found = read_results(arguments.output, settings)
         todo = [part for part in slices(arguments) if [part.load, part.round] not in found["done"]]
         for part in todo[: arguments.slices]:

@@ -2,7 +2,8 @@
 
 The real scheduler runs under two models of what steps cost: "compute" (a CPU: 6 ms a step and 1.5 ms a token) and "memory" (the
 regime of the FastServe paper: 36 ms and 0.1 ms). Prompts and answers are cut to 2,048 tokens together. The KV pool holds what 16
-full sequences need, and again four times that ("x4": what swapping gives preemptive policies).
+full sequences need; whoever has to make way is swapped out and in proactively, to and from a tier that has room for all. MLFQ,
+which makes most of them make way, is also simulated with their tokens computed again.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from policy_variants import VARIANTS, register
 from report import RESULTS, processor, write_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from simulation_tables import LARGE_POOL, POLICIES, show
+from simulation_tables import COMPUTED_AGAIN, POLICIES, show
 
 from fastserve.simulator import summary, workload
 from fastserve.simulator.simulation import Machine, simulate
 
 CLIP = 2048
-REGIMES = {"compute": (6.0, 1.5), "memory": (36.0, 0.1)}
-"""Milliseconds of a step, and of each token in it."""
+REGIMES = {
+    "compute": Machine(6e-3, 1.5e-3, link_bytes_per_s=5e9),
+    "memory": Machine(36e-3, 0.1e-3, link_bytes_per_s=16e9, kv_bytes_per_token=819_200),
+}
+"""Seconds of a step, and of each token in it. Between pool and tier: memory to memory, and PCIe with a larger model's KV."""
 LOADS = (0.5, 0.7, 0.9, 1.0, 1.2)
 
 
@@ -56,17 +60,15 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 
 def run(case: Case, jobs: Sequence[workload.Job], arguments: argparse.Namespace) -> dict[str, Any]:
     register()
-    policy, large = (case.policy[:-3], True) if case.policy == LARGE_POOL else (case.policy, False)
-    base_ms, token_ms = REGIMES[case.regime]
-    machine = Machine(base_ms / 1e3, token_ms / 1e3, max_model_len=CLIP + 1)
-    if large:
-        machine = dataclasses.replace(machine, kv_tokens=4 * machine.max_num_seqs * machine.max_model_len)
+    policy = case.policy.removesuffix(COMPUTED_AGAIN)
+    preemption = "proactive" if policy == case.policy else "recompute"
+    machine = dataclasses.replace(REGIMES[case.regime], max_model_len=CLIP + 1, preemption=preemption)
     arriving = workload.arrive(
         jobs, case.load, machine.cost_model(), pattern=arguments.arrivals, random_=random.Random(arguments.seed)
     )
     started = time.perf_counter()
     done = simulate(arriving, policy, machine, lambda: None)
-    row = summary.row(case.policy, case.load, done)
+    row = summary.row(case.policy, case.load, done, swap=preemption)
     name = Path(case.trace).stem
     return {"trace": name, "regime": case.regime, **row, "simulated_in_s": time.perf_counter() - started}
 

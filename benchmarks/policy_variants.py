@@ -1,4 +1,4 @@
-"""``gittins`` with one of its parts taken away, for ``bench_simulate.py``: what each is good for."""
+"""For ``bench_simulate.py``: ``gittins`` with one of its parts taken away, and MLFQ with another alpha."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from fastserve.core.cost_model import CostModel
 from fastserve.core.policy import INNER_POLICIES
 from fastserve.core.policy.gittins import GittinsIndex
 from fastserve.core.policy.output_lengths import UNSEEN_HAZARD
+from fastserve.core.policy.skip_join_mlfq import SkipJoinMLFQ
 from fastserve.core.sequence import Sequence
 
 
@@ -50,6 +51,7 @@ VARIANTS = {
     "gittins, brevity 0": lambda cost_model: GittinsIndex(cost_model, brevity=0.0),
     "gittins, brevity 1": lambda cost_model: GittinsIndex(cost_model, brevity=1.0),
     "gittins, ends only, wary, patient for ever": lambda cost_model: _forever(LearnsFromEndsOnly(cost_model, unseen_hazard=WARY)),
+    "skip_join_mlfq, alpha 3 s": lambda cost_model: SkipJoinMLFQ(cost_model, starvation_s=3.0),
     "gittins, patient for ever": lambda cost_model: GittinsIndex(cost_model, patience=1e9),
 }
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from fastserve.simulator.simulation import SRPT_ORACLE
 from fastserve.simulator.summary import class_names
 
-LARGE_POOL = "skip_join_mlfq x4"
-POLICIES = ("fcfs", "gittins", "skip_join_mlfq", LARGE_POOL, "vtc", SRPT_ORACLE)
+COMPUTED_AGAIN = ", computed again"
+MLFQ = "skip_join_mlfq"
+POLICIES = ("fcfs", "gittins", MLFQ, f"{MLFQ}, alpha 3 s", f"{MLFQ}{COMPUTED_AGAIN}", "vtc", SRPT_ORACLE)
 Row = dict[str, Any]
 _MEASURES = {("jct_s", "mean"): "mean JCT", ("jct_s", "p95"): "P95 JCT", ("normalized_latency_s", "p95"): "P95 s/token"}
 

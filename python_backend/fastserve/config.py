@@ -69,6 +69,9 @@ class EngineConfig:
 
     policy: str = _field("auto", "order in which requests are served", choices=POLICIES)
     priority_inner_policy: str = _field("fcfs", "order inside a class when policy is priority", choices=INNER_POLICIES)
+    mlfq_starvation_ms: int = _field(
+        300, "milliseconds without a step after which skip_join_mlfq promotes a sequence to the top", low=1, high=10**9
+    )
     max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
     max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)
     max_queue_size: int = _max_queue_size()

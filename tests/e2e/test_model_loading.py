@@ -22,6 +22,7 @@ from tests.e2e.test_contract_wire import grpc_message, open_channel, question, r
 BAD_PARAMETERS = {
     "policy": ("lifo", "'lifo'"),
     "priority_inner_policy": ("auto", "'auto'"),
+    "mlfq_starvation_ms": ("0", "0"),
     "max_num_seqs": ("0", "0"),
     "max_batched_tokens": ("many", "'many'"),
     "max_queue_size": ("0", "0"),

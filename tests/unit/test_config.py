@@ -15,6 +15,7 @@ from fastserve.errors import ConfigError
 GOOD = {
     "policy": ("gittins", "gittins"),
     "priority_inner_policy": ("vtc", "vtc"),
+    "mlfq_starvation_ms": ("3000", 3000),
     "max_num_seqs": ("7", 7),
     "max_batched_tokens": (" 512 ", 512),
     "max_queue_size": ("3", 3),
@@ -42,6 +43,8 @@ BAD = [
     ("policy", "", "fcfs"),
     ("policy", "srpt_oracle", "auto or fcfs or skip_join_mlfq or gittins or vtc or priority"),
     ("priority_inner_policy", "priority", "fcfs or skip_join_mlfq or gittins or vtc"),
+    ("mlfq_starvation_ms", "0", "from 1 to 1000000000"),
+    ("mlfq_starvation_ms", "0.3", "a whole number"),
     ("max_num_seqs", "0", "from 1 to 4096"),
     ("max_num_seqs", "4097", "from 1 to 4096"),
     ("max_batched_tokens", "-5", "from 1 to 65536"),

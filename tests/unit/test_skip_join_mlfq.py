@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastserve.core.policy import make_policy
 from fastserve.core.policy.skip_join_mlfq import SkipJoinMLFQ
 from tests.unit.policy_scenes import PolicyScene, make_costs
 
@@ -97,6 +98,16 @@ def test_a_job_that_has_waited_as_long_as_alpha_is_promoted_to_the_top():
     assert (scene.order(now=5.0), levels(scene, now=5.0)) == ([2, 1], {1: 0, 2: 0})
     scene.add(3, 1, now=6.0)
     assert scene.order(now=6.0) == [2, 1, 3], "it came to the top at 5 s"
+
+
+@pytest.mark.parametrize("name", ["skip_join_mlfq", "priority"])
+def test_alpha_can_be_configured_also_inside_a_class(name):
+    scene = PolicyScene(make_policy(name, make_costs(), inner="skip_join_mlfq", starvation_s=5.0))
+    scene.add(1, 8, now=0.0)
+    scene.add(2, 1, now=4.0)
+    scene.add(3, 1, now=6.0)
+    assert scene.order(now=4.999) == [2, 3, 1]
+    assert scene.order(now=6.0) == [2, 1, 3]
 
 
 def test_a_promoted_job_has_the_top_levels_quantum_and_sinks_from_there():

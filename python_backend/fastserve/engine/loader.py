@@ -98,7 +98,8 @@ def load_engine(
         find_costs(engine, file, num_tokens, clock)
         log_costs(config, cost_model)
     # Nothing of the warm-up stays: a policy that learns would take it for traffic.
-    scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy)
+    starvation_s = config.mlfq_starvation_ms / 1e3
+    scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy, starvation_s=starvation_s)
     return engine
 
 

@@ -9,7 +9,7 @@ from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.policy.gittins import GittinsIndex
 from fastserve.core.policy.priority import PriorityClasses
 from fastserve.core.policy.protocol import Policy
-from fastserve.core.policy.skip_join_mlfq import SkipJoinMLFQ
+from fastserve.core.policy.skip_join_mlfq import STARVATION_S, SkipJoinMLFQ
 from fastserve.core.policy.vtc import VirtualTokenCounter
 
 INNER_POLICIES: dict[str, Callable[[CostModel], Policy]] = {
@@ -29,11 +29,18 @@ completion time nor its P95 latency for each output token was above that of firs
 shorter. The longest answers pay: PERFORMANCE.md has the tables."""
 
 
-def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs") -> Policy:
-    """The policy called ``name``, one of ``fastserve.config.POLICIES``. ``inner``: of ``priority``, inside a class."""
+def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs", starvation_s: float = STARVATION_S) -> Policy:
+    """The policy called ``name``, one of ``fastserve.config.POLICIES``. ``inner``: of ``priority``, inside a class.
+    ``starvation_s``: of ``skip_join_mlfq``, also as ``inner``."""
+
+    def make(name: str) -> Policy:
+        if name == "skip_join_mlfq":
+            return SkipJoinMLFQ(cost_model, starvation_s=starvation_s)
+        return INNER_POLICIES[name](cost_model)
+
     if name == "priority":
-        return PriorityClasses(lambda: INNER_POLICIES[inner](cost_model))
-    return INNER_POLICIES[AUTOMATIC if name == "auto" else name](cost_model)
+        return PriorityClasses(lambda: make(inner))
+    return make(AUTOMATIC if name == "auto" else name)
 
 
 def needs_costs(name: str, *, inner: str = "fcfs") -> bool:

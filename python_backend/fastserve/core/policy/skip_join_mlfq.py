@@ -17,6 +17,10 @@ from fastserve.core.cost_model import CostModel
 from fastserve.core.sequence import Sequence
 
 
+STARVATION_S = 0.3
+"""The paper's alpha, for its GPUs."""
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class _Job:
     """Where a sequence stands. Both marks are (time, number), and no two of them have the same number."""
@@ -38,8 +42,11 @@ class SkipJoinMLFQ:
     must not cost a short answer its level. (The paper's steps hold either prompts or decodes.)
     """
 
-    def __init__(self, cost_model: CostModel, *, starvation_s: float = 0.3, num_levels: int = 16) -> None:
-        """``starvation_s``: the paper's alpha. Quanta follow ``cost_model`` as it is fitted."""
+    def __init__(self, cost_model: CostModel, *, starvation_s: float = STARVATION_S, num_levels: int = 16) -> None:
+        """``starvation_s``: the paper's alpha. Quanta follow ``cost_model`` as it is fitted.
+
+        When more jobs wait than the KV pool holds, each promotion pushes another job's blocks out: with an alpha that is not
+        far above the time in which each of them could be swapped in once, the queue does little else (PERFORMANCE.md)."""
         self._cost_model = cost_model
         self._starvation_s = starvation_s
         self._levels: list[list[tuple[tuple[float, int], _Job]]] = [[] for _ in range(num_levels)]
