@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from fastserve.core.cost_model import CostModel
 from fastserve.core.sequence import Sequence
 
-
 STARVATION_S = 0.3
 """The paper's alpha, for its GPUs."""
 
