@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ratios
+import summary
+from ratios import Figures
 from rich.console import Console
 from rich.table import Table
 from rows import Row
 
-Figures = Mapping[Row, Mapping[str, Any] | str]
 _COLUMNS = ("tokens/s", "JCT mean", "P50", "P99", "TTFT mean", "P99", "peak MB")
-_TITLES = {"at_once": "All requests at once", "poisson": "Poisson arrivals at 70 % of what the best peer can do"}
+_TITLES = {
+    "at_once": "All requests at once",
+    "poisson": "Poisson arrivals at 70 % of what the best peer can do",
+    "single": "One request, alone",
+}
 
 
-def show(loads: Mapping[str, Figures], folder: Path, console: Console) -> None:
-    """Print both loads, the fastest first, and draw them to ``peers.png`` in ``folder``."""
+def show(loads: Mapping[str, Figures], file: Path, console: Console) -> None:
+    """Print all loads, the fastest first, and draw two of them to ``file``."""
     for load, figures in loads.items():
         table = Table(title=f"{_TITLES[load]} (medians; seconds)")
         for column in ("engine", *_COLUMNS, "runs, tokens/s"):
@@ -24,10 +30,11 @@ def show(loads: Mapping[str, Figures], folder: Path, console: Console) -> None:
         for row, found in _sorted(figures):
             table.add_row(row.name, *_cells(found))
         console.print(table)
-        for row, found in figures.items():
-            if isinstance(found, str):
-                console.print(f"{row.name}: {found}")
-    file = folder / "peers.png"
+        for row, reason in figures.items():
+            if isinstance(reason, str) and reason != summary.NOT_RUN:
+                console.print(f"{row.name}: {reason}")
+        for line in ratios.lines(figures):
+            console.print(line)
     _draw(loads, file)
     console.print(f"drawn to {file}")
 
@@ -64,6 +71,7 @@ def _draw(loads: Mapping[str, Figures], file: Path) -> None:
         bars = axis.barh([row.name for row, _ in ordered], [found[measure] for _, found in ordered], color=colours)
         axis.bar_label(bars, fmt="%.1f", padding=3)
         axis.set(title=title)
+        axis.margins(x=0.12)  # the labels
         axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -12,7 +12,7 @@ from rows import HERE, Engine
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 """Its source distribution carries the sources of llama.cpp, server included."""
-UNWANTED = {"openvino": ("torchvision",), "vllm": ("torchvision", "torchaudio")}
+UNWANTED = {"openvino": ("torchvision",), "vllm": ("torchvision", "torchaudio", "torchcodec")}
 """What pip installs unasked and is built for another torch; nothing here needs it."""
 _BUILD_OPTIONS = ("LLAMA_OPENSSL=OFF", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "BUILD_SHARED_LIBS=OFF")
 
@@ -44,7 +44,7 @@ def _llama_cpp(folder: Path) -> Path:
     build = folder / "build"
     if not (build / ".ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", folder, LLAMA_CPP)
+        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", folder, LLAMA_CPP)
         (archive,) = folder.glob("*.tar.gz")
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")

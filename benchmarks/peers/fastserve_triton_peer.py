@@ -40,7 +40,7 @@ async def serve(url: str, items: list[Item]) -> peer.Record:
 async def _ask(stub: Any, index: int, item: Item, record: peer.Record) -> None:
     await asyncio.sleep(max(0.0, item.at - record.now))
     parameters = json.dumps({"max_tokens": item.output_tokens, "temperature": 0, "ignore_eos": True})
-    tensors = [
+    tensors: list[tuple[str, str, list[Any]]] = [
         ("input_ids", "INT64", item.prompt),
         ("stream", "BOOL", [True]),
         ("return_num_output_tokens", "BOOL", [True]),

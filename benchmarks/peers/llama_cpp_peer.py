@@ -17,7 +17,7 @@ import peer
 from workload import Item
 
 SLOTS = 16
-GGUF_TYPES = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+GGUF_TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 START_S = 120
 
 
@@ -30,18 +30,10 @@ def convert(checkpoint: Path, target: Path, precision: str) -> None:
 
 
 def measure(arguments: argparse.Namespace, items: list[Item]) -> tuple[peer.Record, dict[str, Any]]:
-    port = _free_port()
+    port, slots = _free_port(), min(SLOTS, len(items))
     command = [os.environ["LLAMA_SERVER"], "-m", str(arguments.model / "model.gguf"), "--host", "127.0.0.1", "--port", str(port)]
-    command += [
-        "-t",
-        str(arguments.threads),
-        "-tb",
-        str(arguments.threads),
-        "-np",
-        str(SLOTS),
-        "-c",
-        str(SLOTS * peer.MAX_MODEL_LEN),
-    ]
+    command += ["-t", str(arguments.threads), "-tb", str(arguments.threads)]
+    command += ["-np", str(slots), "-c", str(slots * peer.MAX_MODEL_LEN)]
     server = subprocess.Popen([*command, "--no-webui"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(port, server)
@@ -50,7 +42,7 @@ def measure(arguments: argparse.Namespace, items: list[Item]) -> tuple[peer.Reco
     finally:
         server.terminate()
         server.wait()
-    return record, {"version": _version(), "slots": SLOTS}
+    return record, {"version": _version(), "slots": slots}
 
 
 def _version() -> str:

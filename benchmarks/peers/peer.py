@@ -89,7 +89,8 @@ def drive(engine: StepEngine, items: list[Item]) -> Record:
 
 
 def warm_up_items(items: list[Item]) -> list[Item]:
-    return [Item(0.0, item.prompt, WARM_UP_TOKENS) for item in items[:WARM_UP_REQUESTS]]
+    """Prompts that are no beginnings of those to come: an engine with a prefix cache must not know these already."""
+    return [Item(0.0, item.prompt[::-1], WARM_UP_TOKENS) for item in items[:WARM_UP_REQUESTS]]
 
 
 def peak_bytes() -> int:

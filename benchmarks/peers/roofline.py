@@ -1,8 +1,9 @@
 """What the workload must cost on this machine, and how near to that FastServe is.
 
-The floor is summed up step by step, at the tokens each step really has: the linear layers and the head at the rate that ONNX
-Runtime's own matrix products reach here at that many rows, on the model's shapes and on weights that come from memory; the KV
-pool at the bandwidth reads reach here. Norms, activations, Python and Triton are free in it.
+The floor is summed up step by step, at the tokens each step really has: the linear layers and the head at the best rate that any
+matrix product known here reaches at that many rows (ONNX Runtime's own; in int8 FastServe's too), on the model's shapes and on
+weights that come from memory; the KV pool at the bandwidth reads reach here. Norms, activations, the products inside attention,
+Python and Triton are free in it.
 
     make bench-roofline
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,34 +19,43 @@ from typing import Any
 
 import compare
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import workload
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 from rows import HERE, rows
+from threadpoolctl import threadpool_limits
 
 from fastserve.config import EngineConfig
+from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy
+from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.worker import kernels
+from fastserve.worker.kernels.quantized_weight import pack_weight
 
+Array = npt.NDArray[Any]
+Product = Callable[[int, Array], tuple[NodeProto, list[TensorProto]]]
+"""A node with the output ``y`` and a number, and its constants, from that number and a weight [inputs, outputs]."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of rows at which products are timed; between them times are interpolated."""
 REPEATS = 5
 READ_BYTES = 1 << 29
-LAYERS_TIMED = 10
-"""Layers with weights of their own: more than any cache holds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpoint", type=Path, default=Path(".demo/peers/models/checkpoint"))
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "peers")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=compare.folder_of(compare.REAL_MODEL, Path(".demo/peers")) / "checkpoint"
+    )
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "peers" / compare.REAL_MODEL)
     arguments = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False)
     config = json.loads((arguments.checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -81,7 +90,11 @@ def step_sizes(lengths: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     longest = max(prompt + output for prompt, output in lengths) + 1
     pool = BlockPool(limits.max_num_seqs * (longest // defaults.block_size + 1), defaults.block_size)
     scheduler = Scheduler(
-        limits, pool, make_policy("fcfs", costs, inner="fcfs"), max_model_len=longest, max_queue_size=len(lengths)
+        limits,
+        PrefixCache(pool, mode="off"),
+        make_policy("fcfs", costs),
+        max_model_len=longest,
+        queue=QueueLimits(len(lengths)),
     )
     for index, (prompt, output) in enumerate(lengths):
         scheduler.add(Request(index, (0,) * prompt, SamplingParams(max_tokens=output, temperature=0.0)), 0.0)
@@ -93,7 +106,7 @@ def _walk(scheduler: Scheduler) -> Any:
 
     while len(scheduler):
         plan = scheduler.plan(0.0)
-        context = sum(chunk.sequence.num_computed + chunk.num_tokens for chunk in plan.chunks)
+        context = sum(chunk.start + chunk.num_tokens for chunk in plan.chunks)
         yield plan.num_tokens, len(plan.sampling), context
         with scheduler.reserve(plan) as reservation:
             reservation.commit([SampledToken(0)] * len(reservation.drawing_sequences), started=0.0, ended=0.0)
@@ -108,50 +121,69 @@ def floor(
     size = config.get("head_dim") or hidden // heads
     shapes = [(hidden, (heads + 2 * kv_heads) * size), (heads * size, hidden)]
     shapes += [(hidden, 2 * config["intermediate_size"]), (config["intermediate_size"], hidden)]
-    linear = times(shapes * LAYERS_TIMED, precision, threads)
+    linear = times(shapes * layers, precision, threads)
     head = times([(hidden, config["vocab_size"])], precision, threads)
     kv_bytes = 2 * layers * kv_heads * size * 4
     return [
-        sum(np.interp(tokens, ROWS, linear) for tokens, _, _ in steps) * layers / LAYERS_TIMED,
+        sum(np.interp(tokens, ROWS, linear) for tokens, _, _ in steps),
         sum(np.interp(rows, (0, *ROWS), (0.0, *head)) for _, rows, _ in steps),
         sum(context for _, _, context in steps) * kv_bytes / bandwidth,
     ]
 
 
 def times(shapes: list[tuple[int, int]], precision: str, threads: int) -> list[float]:
-    """Median seconds of one product with each of the weights, for each number of rows in :data:`ROWS`."""
+    """Seconds of one product with each of the weights, for each number of rows in :data:`ROWS`: the best product's median."""
+    products = (_float_product,) if precision == "fp32" else (_dynamic_product, _own_product)
+    return [min(seconds) for seconds in zip(*(_times(shapes, product, threads) for product in products), strict=True)]
+
+
+def _times(shapes: list[tuple[int, int]], product: Product, threads: int) -> list[float]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(_products(shapes, precision).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [_median(lambda rows=rows: session.run(None, _feeds(shapes, rows))) for rows in ROWS]  # type: ignore[misc]
+    options.register_custom_ops_library(str(kernels.library_path()))
+    model = _products(shapes, product).SerializeToString()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    chance = np.random.default_rng(1)
+    seconds = []
+    for count in ROWS:
+        feeds = {f"x{width}": chance.standard_normal((count, width), np.float32) for width, _ in shapes}
+        seconds.append(_median(lambda feeds=feeds: session.run(None, feeds)))  # type: ignore[misc]
+    return seconds
 
 
-def _feeds(shapes: list[tuple[int, int]], rows: int) -> dict[str, Any]:
-    return {f"x{width}": np.ones((rows, width), np.float32) for width, _ in shapes}
+def _float_product(number: int, weight: Array) -> tuple[NodeProto, list[TensorProto]]:
+    node = helper.make_node("MatMul", [f"x{len(weight)}", f"w{number}"], [f"y{number}"])
+    return node, [numpy_helper.from_array(weight, f"w{number}")]
 
 
-def _products(shapes: list[tuple[int, int]], precision: str) -> ModelProto:
-    """Each product's largest element is its output, so that nothing of size leaves the graph."""
+def _dynamic_product(number: int, weight: Array) -> tuple[NodeProto, list[TensorProto]]:
+    scale = np.abs(weight).max(0) / 63  # 7 bits: without VNNI more would overflow
+    inputs = [f"x{len(weight)}", f"w{number}", f"s{number}"]
+    node = helper.make_node("DynamicQuantizeMatMul", inputs, [f"y{number}"], domain="com.microsoft")
+    whole = np.rint(weight / scale).astype(np.int8)
+    return node, [numpy_helper.from_array(whole, f"w{number}"), numpy_helper.from_array(scale, f"s{number}")]
+
+
+def _own_product(number: int, weight: Array) -> tuple[NodeProto, list[TensorProto]]:
+    width, height = weight.shape
+    inputs = [f"x{width}", f"w{number}", f"s{number}"]
+    node = helper.make_node("QuantizedMatMul", inputs, [f"y{number}"], domain="fastserve", k=width, n=height)
+    packed, scale = pack_weight(weight)
+    return node, [numpy_helper.from_array(packed, f"w{number}"), numpy_helper.from_array(scale, f"s{number}")]
+
+
+def _products(shapes: list[tuple[int, int]], product: Product) -> ModelProto:
+    """One product after another; all that leaves the graph is the size of the results."""
     chance, nodes, weights = np.random.default_rng(0), [], []
-    for number, (width, height) in enumerate(shapes):
-        if precision == "fp32":
-            weights.append(numpy_helper.from_array(chance.standard_normal((width, height), np.float32), f"w{number}"))
-            nodes.append(helper.make_node("MatMul", [f"x{width}", f"w{number}"], [f"y{number}"]))
-        else:
-            whole = chance.integers(-63, 64, (width, height), np.int8)
-            weights.append(numpy_helper.from_array(whole, f"w{number}"))
-            weights.append(numpy_helper.from_array(np.ones(height, np.float32), f"s{number}"))
-            inputs = [f"x{width}", f"w{number}", f"s{number}"]
-            nodes.append(helper.make_node("DynamicQuantizeMatMul", inputs, [f"y{number}"], domain="com.microsoft"))
-    outputs = [
-        helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, ["rows", height])
-        for number, (_, height) in enumerate(shapes)
-    ]
-    inputs = [
-        helper.make_tensor_value_info(f"x{width}", TensorProto.FLOAT, ["rows", width]) for width in {width for width, _ in shapes}
-    ]
+    for number, shape in enumerate(shapes):
+        node, constants = product(number, chance.standard_normal(shape, np.float32))
+        nodes += [node, helper.make_node("Size", [f"y{number}"], [f"size{number}"])]
+        weights += constants
+    widths = sorted({width for width, _ in shapes})
+    inputs = [helper.make_tensor_value_info(f"x{width}", TensorProto.FLOAT, ["rows", width]) for width in widths]
+    outputs = [helper.make_tensor_value_info(f"size{number}", TensorProto.INT64, []) for number in range(len(shapes))]
     graph = helper.make_graph(nodes, "products", inputs, outputs, weights)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("fastserve", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
@@ -160,8 +192,8 @@ def read_bandwidth(threads: int) -> float:
     from concurrent.futures import ThreadPoolExecutor
 
     arrays = [np.ones(READ_BYTES // threads // 4, np.float32) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        return READ_BYTES / _median(lambda: list(pool.map(np.sum, arrays)))  # numpy lets go of the GIL
+    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):  # of the library that multiplies
+        return READ_BYTES / _median(lambda: list(pool.map(lambda part: np.dot(part, part), arrays)))
 
 
 def _median(action: Callable[[], Any]) -> float:
@@ -175,5 +207,4 @@ def _median(action: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -40,6 +40,11 @@ class Row:
         return f"{self.engine.script.removesuffix('_peer')}-{self.precision}"
 
     @property
+    def model(self) -> str:
+        """Name of the folder with what it serves."""
+        return f"{(self.engine.models or self.engine.script).removesuffix('_peer')}-{self.precision}"
+
+    @property
     def ours(self) -> bool:
         return self.engine.name.startswith(OURS)
 
@@ -47,12 +52,12 @@ class Row:
 ENGINES = (
     Engine(f"{OURS}, in process", "fastserve_peer", None, ("fp32", "int8")),
     Engine(f"{OURS}, Triton gRPC", "fastserve_triton_peer", None, ("fp32", "int8"), models="fastserve_peer"),
-    Engine("OpenVINO GenAI", "openvino_peer", "openvino", ("fp32", "int8")),
-    Engine("vLLM (CPU)", "vllm_peer", "vllm", ("fp32",)),
-    Engine("llama.cpp server", "llama_cpp_peer", "llama_cpp", ("fp32", "fp16", "int8", "int4"), source="gguf"),
+    Engine("OpenVINO GenAI", "openvino_peer", "openvino", ("fp32", "bf16", "int8", "int4")),
+    Engine("vLLM (CPU)", "vllm_peer", "vllm", ("fp32", "bf16")),
+    Engine("llama.cpp server", "llama_cpp_peer", "llama_cpp", ("fp32", "bf16", "fp16", "int8", "int4"), source="gguf"),
     Engine("CTranslate2", "ctranslate2_peer", "ctranslate2", ("fp32", "int8")),
     Engine("ONNX Runtime GenAI", "onnxruntime_genai_peer", "onnxruntime_genai", ("fp32", "int4")),
-    Engine("transformers", "transformers_peer", "transformers", ("fp32",)),
+    Engine("transformers", "transformers_peer", None, ("fp32", "bf16")),
 )
 
 

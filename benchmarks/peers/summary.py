@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+NOT_RUN = "not run"
+
 
 def figures(record: dict[str, Any]) -> dict[str, float]:
     """Of one run. Times in seconds; of a request they count from its arrival."""
@@ -42,4 +44,4 @@ def reason(files: list[Path]) -> str:
     for file in files:
         if error := json.loads(file.read_text(encoding="utf-8")).get("error"):
             return str(error)
-    return "not run"
+    return NOT_RUN

@@ -23,7 +23,11 @@ class Engine:
 
         self._params = SamplingParams
         self._engine = LLMEngine.from_engine_args(
-            EngineArgs(model=str(arguments.model), dtype="float32", max_model_len=peer.MAX_MODEL_LEN)
+            EngineArgs(
+                model=str(arguments.model),
+                dtype={"fp32": "float32", "bf16": "bfloat16"}[arguments.precision],
+                max_model_len=peer.MAX_MODEL_LEN,
+            )
         )
         self._seen: dict[int, int] = {}
 
@@ -58,4 +62,4 @@ def measure(arguments: argparse.Namespace, items: list[Item]) -> tuple[peer.Reco
 
 
 if __name__ == "__main__":
-    peer.main(convert, measure, ("fp32",))
+    peer.main(convert, measure, ("fp32", "bf16"))

@@ -38,6 +38,12 @@ def draw(
     return items
 
 
+def one_user(vocab_size: int, prompt_tokens: int = 64, output_tokens: int = 256) -> list[Item]:
+    """One request, alone: what a single user waits for."""
+    chance = random.Random(SEED)
+    return [Item(0.0, [chance.randrange(100, vocab_size) for _ in range(prompt_tokens)], output_tokens)]
+
+
 def _length(chance: random.Random, mean: float, spread: float, longest: int) -> int:
     """Log-normal with this mean, cut at both ends."""
     return min(max(4, round(mean * chance.lognormvariate(-spread * spread / 2, spread))), longest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,47 @@ def test_of_several_runs_the_medians_count_and_a_failure_is_named(tmp_path):
 
 
 @pytest.fixture
-def peer(monkeypatch):
-    """The module that runs in the engines' own environments, imported as it is there: by its bare name."""
+def load(monkeypatch):
+    """Imports a module as the scripts do: by its bare name."""
     monkeypatch.syspath_prepend(str(PEERS))
-    return importlib.import_module("peer")
+    return importlib.import_module
+
+
+@pytest.fixture
+def peer(load):
+    """The module that runs in the engines' own environments."""
+    return load("peer")
+
+
+def test_each_of_our_rows_stands_beside_the_best_peers_by_throughput_and_by_latency(load):
+    ratios, rows = load("ratios"), load("rows")
+    speeds = {"fastserve-fp32": (300, 6), "openvino-fp32": (150, 10), "vllm-fp32": (100, 8), "llama_cpp-int4": (200, 12)}
+    figures = {
+        row: dict(zip((ratios.THROUGHPUT, ratios.LATENCY), speeds[row.key], strict=True)) if row.key in speeds else "not run"
+        for row in rows.rows()
+    }
+    (line,) = ratios.lines(figures)
+    assert line.startswith("FastServe, in process fp32: 2.00 x the tokens/s of the best fp32 peer (OpenVINO GenAI fp32), 1.50 x")
+    assert line.endswith(
+        "0.75 x the shortest mean JCT of any fp32 peer (vLLM (CPU) fp32), 0.75 x that of any peer (vLLM (CPU) fp32)"
+    )
+    assert ratios.best(figures, ratios.THROUGHPUT, "int8") is None
+    alone = {row: found for row, found in figures.items() if row.ours}
+    assert ratios.lines(alone) == ["FastServe, in process fp32: no peer to compare with"]
+
+
+def test_no_engine_has_seen_the_beginning_of_a_prompt_in_its_warm_up(peer):
+    items = workload.draw(8, 1000)
+    beginnings = [tuple(item.prompt[:16]) for item in items]
+    assert all(tuple(item.prompt[:16]) not in beginnings for item in peer.warm_up_items(items))
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "gpt2"])
+def test_a_made_model_has_the_parameters_of_the_one_whose_shape_it_has(load, name):
+    made_models = load("made_models")
+    sizes = made_models.tensors(made_models.SHAPES[name])
+    known = {"qwen2.5-0.5b": 494_032_768, "gpt2": 124_439_808}
+    assert sum(math.prod(size) for size in sizes.values()) == known[name]
 
 
 class TwoATime:
