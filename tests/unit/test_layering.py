@@ -64,12 +64,13 @@ RULES = {
     "triton": rule("core worker text tasks engine functions triton", f"numpy {TRITON_MODULE}"),
     "tools": rule(
         "tools",
-        "numpy rich tritonclient httpx grpc scipy seqeval sklearn",
+        "numpy rich tritonclient google httpx grpc scipy seqeval sklearn",
         lazily={
             *(
                 f"fastserve.export.{name}"
                 for name in ("command", "inspection", "options", "perplexity", "source_perplexity", "source_predictions")
             ),
+            *(f"fastserve.triton.{name}" for name in ("services", "tensor_io")),
             "fastserve.worker.kernels",
             "fastserve.profiler.command",
             "fastserve.simulator.command",

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal
 
 from fastserve.errors import ModelNotFound, ToolError
-from fastserve.tools import bounded_log, ports, server_status, supervisor
+from fastserve.tools import bounded_log, complete_configs, ports, server_status, supervisor
 from fastserve.tools.backend_directory import build_backend_directory
 from fastserve.tools.supervised import SupervisedServer
 from fastserve.tools.triton_install import TritonInstall, find_triton, server_environment
@@ -232,6 +232,10 @@ class TritonLauncher:
         arguments += [f"--load-model={name}" for name in options.load_models]
         arguments += [f"--exit-timeout-secs={max(1, int(options.stop_timeout_s / 4))}"]
         arguments += [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
+        # What is loaded later, or from elsewhere, may need it.
+        loads_only_these = options.model_control_mode == "none" and not options.extra_args
+        if loads_only_these and complete_configs.are_complete(self._repository):
+            arguments.append(complete_configs.DO_NOT_COMPLETE)
         return arguments + list(options.extra_args)
 
     def _await_ready(self, server: SupervisedServer) -> None:

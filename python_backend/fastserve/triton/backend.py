@@ -10,7 +10,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from fastserve.errors import FastServeError
-from fastserve.triton.services import contract_of, load_service, string_parameters
+from fastserve.triton.services import check_complete, contract_of, load_service, string_parameters
 from fastserve.triton.tensor_io import complete_config
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ class TritonPythonModel:
         _log_to_triton()
         started = time.monotonic()
         try:
+            config = json.loads(args["model_config"])
+            check_complete(config)
             # Heavy imports wait until here: Triton imports this module a second time, only to complete the configuration.
-            self._service = load_service(args, string_parameters(json.loads(args["model_config"])))
+            self._service = load_service(args, string_parameters(config))
         except FastServeError as error:
             raise pb_utils.TritonModelException(str(error)) from None
         logger.info("%s version %s ready in %.1f s", args["model_name"], args["model_version"], time.monotonic() - started)

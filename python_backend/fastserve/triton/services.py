@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fastserve.config import ENCODER_TASKS, GENERATION_TASK, TASK_PARAMETER
 from fastserve.errors import ConfigError
-from fastserve.triton.tensor_io import Contract
+from fastserve.triton.tensor_io import Contract, gaps
 
 
 class Service(Protocol):
@@ -56,6 +56,15 @@ def contract_of(parameters: Mapping[str, str]) -> Contract:
     """What a model with these parameters declares. Raises ConfigError."""
     contract: Contract = importlib.import_module(SERVICES[task_of(parameters)].io_module).contract(parameters)
     return contract
+
+
+def check_complete(config: Mapping[str, Any]) -> None:
+    """Refuse a model configuration (Triton's JSON) that was not completed. Raises ConfigError."""
+    if missing := gaps(config, contract_of(string_parameters(config))):
+        raise ConfigError(
+            f"config.pbtxt: lacks {', '.join(missing)}; allowed: what `fastserve export` writes, or less where Triton completes "
+            "configurations, which --disable-auto-complete-config forbids"
+        )
 
 
 def load_service(args: dict[str, str], parameters: Mapping[str, str]) -> Service:

@@ -54,6 +54,26 @@ def complete_config(config: Any, contract: Contract) -> None:
         raise ConfigError("model_transaction_policy: got decoupled: true in config.pbtxt, allowed: false for this task")
 
 
+def gaps(given: Mapping[str, Any], contract: Contract) -> list[str]:
+    """What :func:`complete_config` would add to a model configuration, in the words of config.pbtxt; nothing when it is whole.
+
+    ``given``: the configuration as JSON has it. Raises ConfigError when an entry contradicts the contract.
+    """
+    found = [
+        f'{kind} "{entry["name"]}"'
+        for kind, specs in (("input", contract.inputs), ("output", contract.outputs))
+        for entry in missing_entries(given.get(kind, ()), specs, kind=kind)
+    ]
+    size = int(given.get("max_batch_size", 0))
+    if contract.max_batch_size and not size:
+        found.append(f"max_batch_size: {contract.max_batch_size}")
+    if (size or contract.max_batch_size) and "dynamic_batching" not in given:
+        found.append("dynamic_batching { }")
+    if contract.decoupled and not given.get("model_transaction_policy", {}).get("decoupled", False):
+        found.append("model_transaction_policy { decoupled: true }")
+    return found
+
+
 def missing_entries(given: Sequence[Mapping[str, Any]], contract: Sequence[TensorIO], *, kind: str) -> list[dict[str, Any]]:
     """What a model configuration has to be completed with, as its entries.
 

@@ -1,0 +1,49 @@
+"""Whether Triton has anything to complete in the configurations of a model repository.
+
+To ask the Python backend for it, Triton starts a process before the one that serves, and waits more than a second for its end
+(``StubLauncher::UpdateHealth`` sleeps that long). What is whole needs none of that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastserve.errors import FastServeError
+
+DO_NOT_COMPLETE = "--disable-auto-complete-config"
+"""Triton's argument; it holds for every model of a server."""
+
+
+def are_complete(repository: Path) -> bool:
+    """Whether every model of the repository, at least one, is FastServe's and its config.pbtxt names all of its contract.
+
+    False where that cannot be told: no client package to read the files with, a file that cannot be read or says something wrong.
+    Triton, which then asks the backend, gives the reasons.
+    """
+    try:
+        configs = [_read(folder / "config.pbtxt") for folder in sorted(repository.iterdir()) if folder.is_dir()]
+        return bool(configs) and all(map(_is_complete, configs))
+    except (ImportError, RuntimeError, OSError, ValueError, KeyError, FastServeError):  # RuntimeError: the client without gRPC
+        return False
+
+
+def _is_complete(config: dict[str, Any]) -> bool:
+    from fastserve.triton.services import contract_of, string_parameters
+    from fastserve.triton.tensor_io import gaps
+
+    return config.get("backend") == "fastserve" and not gaps(config, contract_of(string_parameters(config)))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A config.pbtxt as JSON has it. Raises OSError, ImportError, or ValueError for what is no configuration of Triton."""
+    from google.protobuf import json_format, text_format
+    from tritonclient.grpc import model_config_pb2
+
+    text = file.read_text(encoding="utf-8")
+    try:
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(str(error)) from None
+    found: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    return found
