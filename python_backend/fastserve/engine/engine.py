@@ -62,7 +62,7 @@ class Engine:
         self.scheduler = scheduler
         self.cost_model = cost_model
         self._runner = runner
-        self._kv_cache = kv_cache
+        self.kv_cache = kv_cache
         self._clock = clock
         self._packer = Packer(scheduler.pool.block_size, position_offset)
         self._sampler = Sampler()
@@ -147,11 +147,11 @@ class Engine:
         """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""
         plan = reservation.plan
         with as_step_failure():
-            self._kv_cache.copy_blocks(reservation.copies)
+            self.kv_cache.copy_blocks(reservation.copies)
             block_size = self.scheduler.pool.block_size
             batch = self._packer.pack([_sequence_input(chunk, block_size) for chunk in plan.chunks])
             self.times.end("pack")
-            logits = self._runner.run(batch, self._kv_cache)
+            logits = self._runner.run(batch, self.kv_cache)
             self.times.end("run")
             positions: dict[CoreSequence, list[PositionLogprobs]] = {}
             if any(chunk.prompt_rows for chunk in plan.chunks):
@@ -203,8 +203,8 @@ class Engine:
         return {
             "swapped_out": counts.outs,
             "swapped_in": counts.ins,
-            "swap_out_bytes": counts.blocks_out * self._kv_cache.bytes_per_block,
-            "swap_in_bytes": counts.blocks_in * self._kv_cache.bytes_per_block,
+            "swap_out_bytes": counts.blocks_out * self.kv_cache.bytes_per_block,
+            "swap_in_bytes": counts.blocks_in * self.kv_cache.bytes_per_block,
             "swap_waits": self._transfers.waited,
             "blocks_swapped": sum(slots.num_used for slots in swapper.slots.values()),
             "host_usage": host.num_used / host.num_slots if host.num_slots else 0.0,
