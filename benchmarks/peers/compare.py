@@ -60,6 +60,9 @@ def main() -> int:
     chosen = rows(arguments.only)
     if arguments.action in ("all", "prepare", "run"):
         models = {row: _model(row, arguments) for row in chosen}
+        for row, reason in models.items():
+            if isinstance(reason, str):
+                console.print(f"{row.name}: not to be had here: {reason}")
     if arguments.action in ("all", "run"):
         for load in LOADS if arguments.load is None else (arguments.load,):
             for number in range(arguments.rounds):
