@@ -14,7 +14,16 @@ from rich.progress import Progress as ProgressDisplay
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fastserve.errors import FastServeError
-from fastserve.export.options import AGGREGATION_STRATEGIES, DEVICES, DTYPES, POOLINGS, TASKS, ExportOptions, Stage
+from fastserve.export.options import (
+    AGGREGATION_STRATEGIES,
+    DEVICES,
+    DTYPES,
+    MAX_PERPLEXITY_RISE,
+    POOLINGS,
+    TASKS,
+    ExportOptions,
+    Stage,
+)
 from fastserve.export.summary import summary
 from fastserve.manifest import CPU, CUDA
 
@@ -47,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="PART",
         help="with --dtype int8: products stay fp32 whose module's name has one of these parts (lm_head, layers.0., down_proj)",
+    )
+    group.add_argument(
+        "--max-perplexity-rise",
+        type=float,
+        metavar="PERCENT",
+        help=f"with --dtype int8: what costs most stays fp32 until no more is to be expected (default: {MAX_PERPLEXITY_RISE:g})",
     )
     group.add_argument("--quality-text", type=Path, metavar="FILE", help="with --dtype int8: the text its loss is measured on")
     _add_encoder_arguments(parser.add_argument_group("encoders", "Left out, they are as the source says."))
@@ -89,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
             adapter=arguments.adapter,
             device=arguments.device,
             keep_fp32=tuple(arguments.keep_fp32) if arguments.keep_fp32 else None,
+            max_perplexity_rise=arguments.max_perplexity_rise,
             quality_text=arguments.quality_text,
             max_length=arguments.max_length,
             stride=arguments.stride,

@@ -17,6 +17,8 @@ DTYPES = ("fp32", "int8", "fp16")
 DEVICES = tuple(LAYOUTS)
 POOLINGS = ("mean", "cls")
 AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")
+MAX_PERPLEXITY_RISE = 2.0
+"""Percent, where nothing else is asked for."""
 SHORTEST_MAX_LENGTH = 8
 """Tokens: room for a pair of texts and the special tokens around them."""
 
@@ -33,6 +35,7 @@ _TASKS_WITH = {
     "max_model_len": (GENERATION_TASK,),
     "adapter": (GENERATION_TASK,),
     "keep_fp32": (GENERATION_TASK,),
+    "max_perplexity_rise": (GENERATION_TASK,),
     "quality_text": (GENERATION_TASK,),
     "max_length": ENCODER_TASKS,
     "stride": ENCODER_TASKS,
@@ -51,12 +54,13 @@ MODEL_NAME_ALLOWED = "letters, digits, '_', '-' and '.', not starting with '.', 
 
 
 class Stage(enum.Enum):
-    """The stages of an export in their order; ``value`` is what a person reads. Only encoders are measured, and only where
-    there is no config.pbtxt yet."""
+    """The stages of an export in their order; ``value`` is what a person reads. Only language models in int8 are weighed; only
+    encoders are measured, and only where there is no config.pbtxt yet."""
 
     LOAD = "load the source model"
     TRACE = "trace the packed graph"
     CONVERT = "convert to ONNX"
+    WEIGH = "weigh what int8 costs each product"
     WRITE = "write graphs and weights"
     PROVE = "prove against the source"
     MEASURE = "measure how many tokens to run at once"
@@ -80,8 +84,9 @@ class ExportOptions:
     Of text generation: ``max_model_len``, longest prompt and answer in tokens, None: as long as the model computes every context
     alike; ``adapter``, a folder with a PEFT adapter that is merged into the weights; ``device``, what the graph is for: a GPU
     ("cuda") takes ``dtype`` "fp16", a CPU does not. Of int8 also
-    ``keep_fp32``, parts of the names of modules whose products stay as they are, and ``quality_text``, a file on which the loss
-    is measured, None: a short text of ours.
+    ``max_perplexity_rise`` in percent (None: 2): so many products stay fp32 that no more is to be expected; ``keep_fp32``, parts
+    of the names of modules whose products stay fp32 in any case; ``quality_text``, a file on which the loss is measured, None: a
+    text of ours.
 
     Of encoders, None meaning "as the source says": ``max_length`` and ``stride`` in tokens, ``pooling`` of embeddings,
     ``aggregation_strategy`` of token classification, ``markers`` of relation extraction: the tokens before and after the head,
@@ -98,6 +103,7 @@ class ExportOptions:
     adapter: Path | None = None
     device: str = CPU
     keep_fp32: tuple[str, ...] | None = None
+    max_perplexity_rise: float | None = None
     quality_text: Path | None = None
     max_length: int | None = None
     stride: int | None = None
@@ -127,9 +133,11 @@ class ExportOptions:
         for field, tasks in _TASKS_WITH.items():
             if getattr(self, field) is not None and self.task not in tasks:
                 raise InvalidRequest(field, getattr(self, field), f"only for {', '.join(tasks)}, not for {self.task}")
-        for field in ("keep_fp32", "quality_text"):
+        for field in ("keep_fp32", "max_perplexity_rise", "quality_text"):
             if getattr(self, field) is not None and self.dtype != "int8":
                 raise InvalidRequest(field, getattr(self, field), f"only with dtype int8, not with {self.dtype}")
+        if not _is_percentage(self.max_perplexity_rise):
+            raise InvalidRequest("max_perplexity_rise", self.max_perplexity_rise, "percent, more than 0 and at most 100")
         if not _is_number(self.max_model_len, 2):
             raise InvalidRequest("max_model_len", self.max_model_len, "a whole number of tokens, at least 2")
         if not _is_number(self.max_length, SHORTEST_MAX_LENGTH):
@@ -147,6 +155,11 @@ class ExportOptions:
 def _is_number(value: object, least: int) -> bool:
     """Whether ``value`` is left out, or a whole number of at least ``least``. Not only the command line makes options."""
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+
+
+def _is_percentage(value: object) -> bool:
+    """Whether ``value`` is left out, or in (0, 100]."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 100)
 
 
 def _are_markers(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 
 from fastserve.errors import InvalidRequest
-from fastserve.export.encoders.sample_texts import SAMPLE_TEXTS
 from fastserve.export.perplexity import (
     ScoreArray,
     ServedLanguageModel,
@@ -21,6 +21,7 @@ from fastserve.export.perplexity import (
     perplexity,
     window_length,
 )
+from fastserve.export.prose import QUALITY_PROSE
 from fastserve.manifest import ModelManifest
 
 
@@ -34,9 +35,9 @@ class SourceQuality:
 
 
 def read_text(file: Path | None) -> str:
-    """The text to measure on; None: a few hundred words of ours. Raises InvalidRequest."""
+    """The text to measure on; None: 1,300 words of ours, which no choice of the export has seen. Raises InvalidRequest."""
     if file is None:
-        return "\n".join(SAMPLE_TEXTS)
+        return QUALITY_PROSE
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -59,13 +60,16 @@ def _read(model: Any, window: TextWindow) -> tuple[ScoreArray, TokenArray]:
 
 
 def measure_quality(directory: Path, manifest: ModelManifest, source: SourceQuality) -> dict[str, float]:
-    """The measures for the manifest. Raises StepFailed or ManifestError."""
+    """The measures for the manifest. ``perplexity_rise_error``: standard error of perplexity / perplexity_fp32, as if tokens were
+    independent. Raises StepFailed or ManifestError."""
     served = ServedLanguageModel(directory, manifest)
     found = [served.read(window) for window in source.windows]
     scores, likeliest = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    ratio = perplexity(scores) / perplexity(source.scores)
     return {
         "quality_tokens": float(len(scores)),
         "perplexity_fp32": perplexity(source.scores),
         "perplexity": perplexity(scores),
+        "perplexity_rise_error": ratio * float((source.scores - scores).std()) / math.sqrt(len(scores)),
         "greedy_agreement": float((likeliest == source.likeliest).mean()),
     }

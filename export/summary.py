@@ -49,9 +49,17 @@ def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
     if "perplexity" in proof:
         change = proof["perplexity"] / proof["perplexity_fp32"] - 1
         rows["int8 on a text"] = (
-            f"perplexity {proof['perplexity']:.3f}, fp32 {proof['perplexity_fp32']:.3f} ({change:+.1%}); greedy token agrees in "
-            f"{proof['greedy_agreement']:.1%} of {proof['quality_tokens']:,.0f}"
+            f"perplexity {proof['perplexity']:.3f}, fp32 {proof['perplexity_fp32']:.3f} ({change:+.1%}, standard error "
+            f"{proof['perplexity_rise_error']:.1%}); greedy token agrees in {proof['greedy_agreement']:.1%} of "
+            f"{proof['quality_tokens']:,.0f}"
         )
+        rows["int8, expected"] = f"perplexity {proof['expected_perplexity_rise']:+.1%}" + (
+            f", {proof['products_of_unknown_loss']:.0f} products of unknown loss aside"
+            if proof["products_of_unknown_loss"]
+            else ""
+        )
+        if kept := manifest.model.fp32_modules:
+            rows["kept in fp32"] = f"{proof['fp32_weights_share']:.1%} of the products' weights: {', '.join(kept)}"
     else:
         rows["greedy tokens"] = f"all equal, {proof['greedy_ties']:.0f} near-ties"
     return rows

@@ -7,8 +7,6 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 import fastserve
 from fastserve.export.activations import use_single_operations
 from fastserve.export.adapter import check_adapter, merge_adapter
@@ -21,7 +19,7 @@ from fastserve.export.graph import convert, trace_packed
 from fastserve.export.graph_guards import check_graph
 from fastserve.export.guards import check_config, check_layers, check_model
 from fastserve.export.half_precision import half_precision_loss, narrow_weights, round_weights
-from fastserve.export.int8 import Int8Ground, prepare_int8, quantize_decoder
+from fastserve.export.int8 import prepare_int8, quantize_decoder
 from fastserve.export.onnx_files import write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
@@ -108,21 +106,21 @@ def _write(
     graph_model = convert(program, len(layers), target)
     check_graph(graph_model.graph, len(layers), target.domain)
     if options.device == CPU:
-        _optimize(graph_model, options, ground, plan.max_model_len)
+        optimize_decoder(graph_model, plan.max_model_len)  # with operators that only a CPU has
+    choice = None
+    if ground is not None:
+        clock.begin(Stage.WEIGH)
+        choice = quantize_decoder(graph_model, model, ground, options)
     clock.begin(Stage.WRITE)
     write_graphs(graph_model, directory, target.graph_files)
     graphs = {"decoder": graph_spec(graph_model.graph, dict(target.graph_files))}
     if options.device == CUDA:
         graphs[COPY_ROLE] = write_copy_graph(directory)
-    manifest = _describe(loaded, options, graphs, tokenizer, layers, directory)
-    return dataclasses.replace(manifest, proof=losses), reference, ground.quality if ground is not None else None
-
-
-def _optimize(graph_model: ir.Model, options: ExportOptions, ground: Int8Ground | None, max_model_len: int) -> None:
-    """Fuse the graph, with operators that only a CPU has, and quantise it if asked for."""
-    optimize_decoder(graph_model, max_model_len)
-    if ground is not None:
-        quantize_decoder(graph_model, ground.peaks, options.keep_fp32 or ())
+    manifest = dataclasses.replace(_describe(loaded, options, graphs, tokenizer, layers, directory), proof=losses)
+    if choice is not None:
+        spec = dataclasses.replace(manifest.model, fp32_modules=choice.kept)
+        manifest = dataclasses.replace(manifest, model=spec, proof=choice.measures())
+    return manifest, reference, ground.quality if ground is not None else None
 
 
 def _narrow(model: Any, device: str, reference: Reference) -> dict[str, float]:

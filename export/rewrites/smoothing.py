@@ -2,11 +2,12 @@
 
 A few channels of a language model's activations are much larger than the others, and one scale a row must cover them all. What a
 norm or a gate gives is divided by a factor for each channel, and the rows of the weights behind it are multiplied by it: the
-product is the same, and easier to quantise (SmoothQuant: Xiao et al., 2023, with their alpha of 1/2).
+product is the same, and easier to quantise (SmoothQuant: Xiao et al., 2023). Their alpha says how much of the size is moved.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,33 +24,65 @@ Peaks = Mapping[str, FloatArray]
 """Largest magnitudes of channels, by the name of a module of the source."""
 
 
-def smooth(graph: ir.Graph, peaks: Peaks) -> None:
-    """Smooth everything that ``peaks`` knows and that nothing but products reads."""
-    for node in [node for node in graph if node.domain == DOMAIN]:
-        products = _products_behind(node.outputs[0])
-        if node.op_type == norms.OPERATOR and products:
-            found = peaks.get(module_of(node))
-            if found is not None and len(found) == _num_inputs(products[0]):
-                factors = _factors(found, products)
-                for place in (1, 2):  # weight and bias
-                    if place < len(node.inputs) and node.inputs[place] is not None:
-                        _scale_input(graph, node, place, np.reciprocal(factors))
-                _scale_products(graph, products, factors)
-        elif node.op_type == gated_activation.OPERATOR and len(products) == 1:
-            _smooth_values(graph, node, products[0], peaks)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Smoothing:
+    """What ``node``, a norm or a gate, gives to ``products`` and to nothing else. ``peaks`` [k]: largest magnitudes of its
+    channels; ``weights`` [k]: of the weights they are multiplied with."""
+
+    node: ir.Node
+    products: tuple[ir.Node, ...]
+    peaks: FloatArray
+    weights: FloatArray
+
+    def factors(self, alpha: float) -> FloatArray:
+        """[k]; see :func:`smoothing_factors`."""
+        return smoothing_factors(self.peaks, self.weights, alpha)
 
 
-def _smooth_values(graph: ir.Graph, gate: ir.Node, product: ir.Node, peaks: Peaks) -> None:
-    """The values that gates open: the second half of what one product makes."""
-    found, source = peaks.get(module_of(product)), gate.inputs[0].producer() if gate.inputs[0] is not None else None
-    if found is None or source is None or not is_constant_product(source):
-        return
-    if len(found) != _num_inputs(product) or is_transposed(source):
-        return
-    factors = _factors(found, [product])
-    both = np.concatenate([np.ones_like(factors), factors])
-    _scale_input(graph, source, 1, np.reciprocal(both))
-    _scale_products(graph, [product], factors)
+def smoothing_factors(peaks: FloatArray, weights: FloatArray, alpha: float) -> FloatArray:
+    """[k], what channels are divided by; 1 where one was never seen, or is not read. ``alpha``: how much of what sets channels
+    apart moves from activations into weights, 0 to 1."""
+    known = (peaks > 0) & (weights > 0) & np.isfinite(peaks) & np.isfinite(weights)
+    logs = np.zeros(len(peaks))
+    logs[known] = alpha * np.log(peaks[known]) - (1 - alpha) * np.log(weights[known])
+    found: FloatArray = np.exp(logs - logs.mean()).astype(np.float32)  # sizes stay as they are on the whole
+    return found
+
+
+def find_smoothings(graph: ir.Graph, peaks: Peaks) -> list[Smoothing]:
+    """Everything that can be smoothed: ``peaks`` knows it, and nothing but products reads it."""
+    found = []
+    for node in graph:
+        products = _products_behind(node.outputs[0]) if node.domain == DOMAIN else []
+        if not products or not (node.op_type == norms.OPERATOR or (_opens_values(node) and len(products) == 1)):
+            continue
+        known = peaks.get(module_of(node if node.op_type == norms.OPERATOR else products[0]))
+        if known is not None and len(known) == num_inputs(products[0]):
+            found.append(Smoothing(node, tuple(products), known, _largest_weights(products)))
+    return found
+
+
+def smooth(graph: ir.Graph, smoothing: Smoothing, alpha: float) -> None:
+    """Divide the channels, and multiply the weights behind them. The product changes by no more than rounding."""
+    node, factors = smoothing.node, smoothing.factors(alpha)
+    if node.op_type == norms.OPERATOR:
+        for place in (1, 2):  # weight and bias
+            if place < len(node.inputs) and node.inputs[place] is not None:
+                _scale_input(graph, node, place, np.reciprocal(factors))
+    else:  # the values that gates open: the second half of what one product makes
+        assert node.inputs[0] is not None
+        source = node.inputs[0].producer()
+        assert source is not None
+        _scale_input(graph, source, 1, np.reciprocal(np.concatenate([np.ones_like(factors), factors])))
+    _scale_products(graph, list(smoothing.products), factors)
+
+
+def _opens_values(node: ir.Node) -> bool:
+    """Whether ``node`` gates values that one product makes, whose columns can be scaled."""
+    if node.op_type != gated_activation.OPERATOR or node.inputs[0] is None:
+        return False
+    source = node.inputs[0].producer()
+    return source is not None and is_constant_product(source) and not is_transposed(source)
 
 
 def module_of(node: ir.Node) -> str:
@@ -73,24 +106,21 @@ def _products_behind(value: ir.Value) -> list[ir.Node]:
     return products
 
 
-def _num_inputs(product: ir.Node) -> int:
+def num_inputs(product: ir.Node) -> int:
     """k"""
     weight = product.inputs[1]
     assert weight is not None and weight.const_value is not None
     return int(weight.const_value.shape.numpy()[1 if is_transposed(product) else 0])
 
 
-def _factors(peaks: FloatArray, products: list[ir.Node]) -> FloatArray:
-    """[k]; 1 where a channel was never seen, or is not read."""
-    largest = np.zeros(len(peaks), np.float32)
+def _largest_weights(products: list[ir.Node]) -> FloatArray:
+    """[k]"""
+    largest = np.zeros(num_inputs(products[0]), np.float32)
     for product in products:
         weight = product.inputs[1]
         assert weight is not None and weight.const_value is not None
         largest = np.maximum(largest, np.abs(weight.const_value.numpy()).max(axis=0 if is_transposed(product) else 1))
-    known = (peaks > 0) & (largest > 0) & np.isfinite(peaks) & np.isfinite(largest)
-    ratio = np.divide(peaks, largest, out=np.ones_like(peaks), where=known)
-    factors: FloatArray = np.sqrt(ratio).astype(np.float32)
-    return factors / np.float32(np.exp(np.log(factors).mean()))  # sizes stay as they are on the whole
+    return largest
 
 
 def _scale_products(graph: ir.Graph, products: list[ir.Node], factors: FloatArray) -> None:

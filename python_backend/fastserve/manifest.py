@@ -76,7 +76,8 @@ def cache_shape(layout: str, layer: LayerCacheSpec, num_blocks: int, block_size:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What was exported, from where. ``max_model_len``: longest context in tokens the graph is valid for. ``adapter``: the
-    folder's name, if one was merged into the weights. ``device``: what its graphs run on, a key of :data:`LAYOUTS`."""
+    folder's name, if one was merged into the weights. ``device``: what its graphs run on, a key of :data:`LAYOUTS`.
+    ``fp32_modules``: of an int8 model, the modules of the source whose products stayed fp32."""
 
     name: str
     source: str
@@ -87,6 +88,7 @@ class ModelSpec:
     max_model_len: int
     adapter: str | None = None
     device: str = CPU
+    fp32_modules: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

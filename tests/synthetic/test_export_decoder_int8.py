@@ -27,7 +27,8 @@ def int8_exports(decoder_sources: Callable[[str], Path], tmp_path_factory: pytes
 
     def get(family: str) -> ExportResult:
         if family not in made:
-            made[family] = export_model(str(decoder_sources(family)), ExportOptions(folder, name=family, dtype="int8"))
+            options = ExportOptions(folder, name=family, dtype="int8", max_perplexity_rise=100)
+            made[family] = export_model(str(decoder_sources(family)), options)
         return made[family]
 
     return get
@@ -66,8 +67,32 @@ def test_the_loss_is_measured_beside_fp32_and_shown(int8_exports: Callable[[str]
     assert proof["perplexity"] == pytest.approx(proof["perplexity_fp32"], rel=0.2)
     assert 0.5 < proof["greedy_agreement"] <= 1
     labels = list(summary(result).columns[0].cells)
-    assert "int8 on a text" in labels
-    assert "greedy tokens" not in labels
+    assert {"int8 on a text", "int8, expected"} <= set(labels)
+    assert not {"greedy tokens", "kept in fp32"} & set(labels)
+    assert result.manifest.model.fp32_modules == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_every_product_costs_is_known(family: str, int8_exports: Callable[[str], ExportResult]) -> None:
+    proof = int8_exports(family).manifest.proof
+    assert proof["products_of_unknown_loss"] == 0
+    assert 0 < proof["expected_perplexity_rise"] < 0.2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_costs_most_stays_fp32_until_no_more_is_lost_than_asked_for(
+    family: str, int8_exports: Callable[[str], ExportResult], decoder_sources: Callable[[str], Path], tmp_path: Path
+) -> None:
+    rise = int8_exports(family).manifest.proof["expected_perplexity_rise"]
+    result = export(decoder_sources(family), tmp_path, max_perplexity_rise=100 * rise / 2)
+    kept, proof = result.manifest.model.fp32_modules, result.manifest.proof
+    found = operators(result)
+    assert 0 < proof["expected_perplexity_rise"] <= rise / 2
+    assert len(kept) == found["MatMul"] + found.get("Gemm", 0) == 9 - found["QuantizedMatMul"]
+    assert 0 < proof["fp32_weights_share"] < 1
+    assert proof["max_abs_difference_alone_batched"] == 0.0
+    rows = dict(zip(*(column.cells for column in summary(result).columns), strict=True))
+    assert all(name in str(rows["kept in fp32"]) for name in kept)
 
 
 def export(source: Path, folder: Path, **options: Any) -> ExportResult:
@@ -77,11 +102,21 @@ def export(source: Path, folder: Path, **options: Any) -> ExportResult:
 def test_named_modules_stay_fp32_and_the_text_may_be_ones_own(decoder_sources: Callable[[str], Path], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A text of one's own, read to the end. " * 5)
-    result = export(decoder_sources("qwen2"), tmp_path, keep_fp32=("lm_head", "layers.0."), quality_text=text)
+    result = export(
+        decoder_sources("qwen2"), tmp_path, keep_fp32=("lm_head", "layers.0."), quality_text=text, max_perplexity_rise=100
+    )
     found = operators(result)
     assert (found["MatMul"], found["QuantizedMatMul"]) == (4 + 1, 4)
     assert 50 < result.manifest.proof["quality_tokens"] < 200
     assert np.isfinite(result.manifest.proof["perplexity"])
+
+
+def test_the_head_of_a_model_with_tied_embeddings_can_be_kept_by_its_name(
+    decoder_sources: Callable[[str], Path], tmp_path: Path
+) -> None:
+    result = export(decoder_sources("llama"), tmp_path, keep_fp32=("lm_head",), max_perplexity_rise=100)
+    assert result.manifest.model.fp32_modules == ("lm_head",)
+    assert operators(result)["QuantizedMatMul"] == 8
 
 
 def test_what_cannot_be_kept_or_read_is_named(decoder_sources: Callable[[str], Path], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ PACKAGE = Path(fastserve.__file__).parent
         ("dtype", "fp16", "fp16 for device cuda, and only for it"),
         ("keep_fp32", ("lm_head",), "only with dtype int8, not with fp32"),
         ("quality_text", Path("text"), "only with dtype int8, not with fp32"),
+        ("max_perplexity_rise", 1.0, "only with dtype int8, not with fp32"),
     ],
 )
 def test_a_bad_option_is_refused_with_its_name_its_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:
@@ -51,6 +52,12 @@ def test_a_bad_option_is_refused_with_its_name_its_value_and_what_is_allowed(fie
 def test_a_model_name_is_taken_from_the_last_part_of_the_source(label: str, name: str) -> None:
     assert model_name_from(label) == name
     assert ExportOptions(Path("repository"), name=name).name == name
+
+
+@pytest.mark.parametrize("value", [0, -1.0, 101, float("nan"), "2", True])
+def test_a_rise_of_perplexity_is_a_percentage(value: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"max_perplexity_rise: got .*, allowed: percent, more than 0 and at most 100"):
+        ExportOptions(Path("repository"), dtype="int8", max_perplexity_rise=value)  # type: ignore[arg-type]
 
 
 def test_asking_for_help_does_not_import_torch() -> None:

@@ -11,7 +11,7 @@ from onnx.reference.op_run import OpRun
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fastserve.export.rewrites.quantization import constant_products, quantize_products
-from fastserve.export.rewrites.smoothing import smooth
+from fastserve.export.rewrites.smoothing import find_smoothings, smooth
 from tests.unit.small_graphs import FEEDS, Array, model, weight
 
 K = 8
@@ -71,16 +71,22 @@ def peaks() -> dict[str, Array]:
     return {"norm": large, "last": large[::-1].copy(), "layers.0.down": np.arange(1, 7, dtype=np.float32)}
 
 
-def test_products_are_the_same_and_large_channels_smaller() -> None:
+def smooth_all(graph_model: ir.Model, known: dict[str, Array], alpha: float = 0.5) -> None:
+    for smoothing in find_smoothings(graph_model.graph, known):
+        smooth(graph_model.graph, smoothing, alpha)
+    RemoveUnusedNodesPass()(graph_model)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8])
+def test_products_are_the_same_and_large_channels_smaller(alpha: float) -> None:
     found = small_decoder()
     before = result(found)
-    smooth(found.graph, peaks())
-    RemoveUnusedNodesPass()(found)
+    smooth_all(found, peaks(), alpha)
     np.testing.assert_allclose(result(found), before, rtol=1e-4, atol=1e-4)
     norm = next(node for node in found.graph if node.op_type == "RowNorm")
     assert norm.inputs[1] is not None and norm.inputs[1].const_value is not None
     scale = norm.inputs[1].const_value.numpy()
-    assert scale.max() / np.median(scale) < 100 / 3
+    assert scale.max() / np.median(scale) < 100 ** (1 - alpha) * 3
 
 
 def test_a_norm_that_others_read_is_left_alone() -> None:
@@ -88,14 +94,14 @@ def test_a_norm_that_others_read_is_left_alone() -> None:
     norm = next(node for node in found.graph if node.op_type == "RowNorm")
     reader = ir.node("Neg", [norm.outputs[0]])
     found.graph.insert_after(norm, [reader])
-    smooth(found.graph, {"norm": peaks()["norm"]})
+    assert not find_smoothings(found.graph, {"norm": peaks()["norm"]})
     assert norm.inputs[1] is not None and norm.inputs[1].name == "scale"
 
 
 def test_channels_that_were_never_seen_change_nothing_by_infinities() -> None:
     found = small_decoder()
     before = result(found)
-    smooth(found.graph, {"norm": np.zeros(K, np.float32)})
+    smooth_all(found, {"norm": np.zeros(K, np.float32)})
     np.testing.assert_allclose(result(found), before, rtol=1e-4, atol=1e-4)
 
 
@@ -103,8 +109,7 @@ def test_channels_that_were_never_seen_change_nothing_by_infinities() -> None:
 def test_int8_takes_the_head_and_the_embedding_that_shares_its_weight(smoothed: bool) -> None:
     found = small_decoder()
     if smoothed:
-        smooth(found.graph, peaks())
-        RemoveUnusedNodesPass()(found)
+        smooth_all(found, peaks())
     quantize_products(found.graph, constant_products(found.graph))
     RemoveUnusedNodesPass()(found)
     kinds = [node.op_type for node in found.graph]
