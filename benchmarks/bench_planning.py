@@ -1,13 +1,16 @@
 """What planning a step costs with a long queue: every policy at 256 running and 10,000 or 100,000 waiting sequences.
 
-For each it prints the median and the longest of many plans, each between real steps: sequences run, end and are replaced, so
-levels, buckets and indices are in motion. In a "full" pool the step takes blocks from the least urgent holders. "repeated": the
-pool is roomy and prompts come up again and are found in the prefix cache; elsewhere they are looked up in vain.
+For each it prints the median, the 99th percentile and the longest of many plans, each between real steps: sequences run, end and
+are replaced, so levels, buckets and indices are in motion. "collector": the most that Python's garbage collector took of a plan;
+how long that is depends on all objects of the process, and when it comes on what ran before. In a "full" pool the step takes
+blocks from the least urgent holders. "repeated": the pool is roomy and prompts come up again and are found in the prefix cache;
+elsewhere they are looked up in vain.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import statistics
 import time
@@ -33,6 +36,20 @@ RUNNING, WAITING = 256, (10_000, 100_000)
 POOLS = ("roomy", "full", "repeated")
 TOKEN, END = SampledToken(1), SampledToken(0)
 PROMPTS = [(size,) * size for size in range(1, 513)]
+
+
+class Collector:
+    """Seconds that Python's garbage collector has taken."""
+
+    def __init__(self) -> None:
+        self.seconds = self._began = 0.0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase: str, _: object) -> None:
+        now = time.perf_counter()
+        if phase == "stop":
+            self.seconds += now - self._began
+        self._began = now
 
 
 class Queue:
@@ -65,11 +82,11 @@ class Queue:
         self.scheduler.add(request, self.now)
         self._arrived += 1
 
-    def step(self) -> float:
-        """One iteration; the seconds its planning took."""
-        before = time.perf_counter()
+    def step(self) -> tuple[float, float]:
+        """One iteration; the seconds its planning took, and those of the collector among them."""
+        collected, before = COLLECTOR.seconds, time.perf_counter()
         plan = self.scheduler.plan(self.now)
-        seconds = time.perf_counter() - before
+        seconds, collected = time.perf_counter() - before, COLLECTOR.seconds - collected
         started, self.now = self.now, self.now + 0.03
         tokens = [END if self._random.random() < 0.02 else TOKEN for _ in plan.sampling]
         size = len(self.scheduler)
@@ -77,36 +94,48 @@ class Queue:
             reservation.commit(tokens, started=started, ended=self.now)
         for _ in range(size - len(self.scheduler)):
             self._add()
-        return seconds
+        return seconds, collected
+
+
+COLLECTOR = Collector()
 
 
 def measure(policy: str, waiting: int, *, pool: str, steps: int) -> dict[str, Any]:
     queue = Queue(policy, waiting, pool_tokens=RUNNING * (200 if pool == "full" else 2048), repeated=pool == "repeated")
     for _ in range(steps // 4):
         queue.step()
-    milliseconds = [queue.step() * 1e3 for _ in range(steps)]
+    seconds, collected = zip(*(queue.step() for _ in range(steps)), strict=True)
+    milliseconds = sorted(second * 1e3 for second in seconds)
     return {
         "policy": policy,
         "waiting": waiting,
         "pool": pool,
         "median_ms": statistics.median(milliseconds),
-        "longest_ms": max(milliseconds),
+        "p99_ms": milliseconds[int(0.99 * steps)],
+        "longest_ms": milliseconds[-1],
+        "collector_ms": max(collected) * 1e3,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--waiting", type=int, choices=WAITING, nargs="+", default=WAITING)
+    parser.add_argument("--pool", choices=POOLS, nargs="+", default=POOLS)
     parser.add_argument("--output", type=Path, default=RESULTS / "planning.json")
     arguments = parser.parse_args()
     rows = [
-        measure(policy, waiting, pool=pool, steps=arguments.steps) for waiting in WAITING for policy in POLICIES for pool in POOLS
+        measure(policy, waiting, pool=pool, steps=arguments.steps)
+        for waiting in arguments.waiting
+        for policy in POLICIES
+        for pool in arguments.pool
     ]
     table = Table(title=f"Planning a step, {RUNNING} running, {processor()}")
-    for column in ("waiting", "policy", "pool", "median ms", "longest ms"):
+    for column in ("waiting", "policy", "pool", "median ms", "P99 ms", "longest ms", "collector ms"):
         table.add_column(column, justify="left" if column in ("policy", "pool") else "right")
     for row in rows:
-        table.add_row(f"{row['waiting']:,}", row["policy"], row["pool"], f"{row['median_ms']:.2f}", f"{row['longest_ms']:.2f}")
+        times = (f"{row[name]:.2f}" for name in ("median_ms", "p99_ms", "longest_ms", "collector_ms"))
+        table.add_row(f"{row['waiting']:,}", row["policy"], row["pool"], *times)
     console = Console()
     console.print(table)
     write_json({"processor": processor(), "steps": arguments.steps, "seed": SEED, "results": rows}, arguments.output, console)

@@ -236,14 +236,14 @@ WATCHERS: tuple[Callable[[Schedule], AbstractContextManager[None]], ...] = (
 
 
 def check_order(schedule: Schedule) -> None:
-    """The order is total, does not change by asking, and is the same from both ends, also for those that hold blocks."""
+    """The order is total, does not change by asking, and is the same from both ends for those that hold blocks or are swapped."""
     scheduler, now = schedule.engine.scheduler, schedule.clock.now
     ordered = list(scheduler.policy.ordered(now))
-    assert len(ordered) == len(set(ordered)) == len(scheduler.sequences)
-    assert list(scheduler.policy.ordered(now)) == ordered
-    assert list(scheduler.policy.least_urgent(scheduler.sequences, now)) == ordered[::-1]
-    holding = [sequence for sequence in ordered if sequence in scheduler.holders]
-    assert list(scheduler.policy.least_urgent(scheduler.holders, now)) == holding[::-1]
+    assert list(dict.fromkeys(scheduler.policy.ordered(now))) == ordered and len(ordered) == len(scheduler.sequences)
+    held = {**scheduler.holders, **scheduler.swapper.stored}
+    among = [sequence for sequence in ordered if sequence in held]
+    assert list(scheduler.policy.among(held, now)) == among
+    assert list(scheduler.policy.among(held, now, reverse=True)) == among[::-1]
 
 
 def check_constraints(schedule: Schedule) -> None:

@@ -244,9 +244,10 @@ def test_the_hint_of_a_waiting_sequence_is_a_hint_only():
     assert outcomes[3].token_ids[0] == int(hash_logits(TEXT).argmax())
 
 
-def test_the_first_block_of_a_prompt_is_hashed_when_it_comes_and_the_rest_only_as_far_as_it_is_found():
+def test_the_full_blocks_of_a_prompt_are_hashed_when_it_comes_and_not_while_an_iteration_is_planned(monkeypatch):
     engine = make_engine()
-    engine.submit(make_request(1, range(60)))
+    engine.submit(make_request(1, range(63)))
     (sequence,) = engine.scheduler.sequences
-    assert len(sequence.block_digests) == 1
+    assert len(sequence.block_digests) == 15
+    monkeypatch.delattr("hashlib.blake2b")
     assert engine.scheduler.prefix_cache.match(sequence) == CachedPrefix()

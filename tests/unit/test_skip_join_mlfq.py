@@ -86,8 +86,34 @@ def test_jobs_are_taken_from_high_to_low_and_first_in_first_out_in_a_level():
     for number, prompt in ((1, 8), (2, 2), (3, 1), (4, 2), (5, 1), (6, 8)):
         scene.add(number, prompt, now=float(number))
     assert scene.order(now=6.0) == [3, 5, 2, 4, 1, 6]
-    backwards = list(scene.policy.least_urgent(scene.sequences.values(), 6.0))
-    assert [sequence.request.request_id for sequence in backwards] == [6, 1, 4, 2, 5, 3]
+
+
+def test_who_holds_blocks_is_known_in_the_same_order_from_both_ends():
+    scene = make_scene(starvation_s=5.0)
+    for number, prompt in ((1, 8), (2, 8), (3, 4), (4, 4), (5, 1), (6, 1), (7, 8), (8, 8)):
+        scene.add(number, prompt, now=number * 0.1)
+    for number, now in ((2, 1.0), (1, 1.1), (3, 6.0), (5, 6.1), (4, 6.2), (6, 6.3), (7, 6.4)):
+        scene.run(number, now=now)
+    scene.policy.preempted(scene.sequences[2])
+    holders = {scene.sequences[number]: None for number in (1, 3, 4, 5, 6)}
+    for now in (6.4, 7.0, 11.15, 20.0):
+        expected = [number for number in scene.order(now) if scene.sequences[number] in holders]
+        assert [sequence.request.request_id for sequence in scene.policy.among(holders, now)] == expected
+        assert [sequence.request.request_id for sequence in scene.policy.among(holders, now, reverse=True)] == expected[::-1]
+
+
+def test_a_job_that_lost_its_blocks_is_promoted_when_it_would_have_been_with_them():
+    scene = make_scene(starvation_s=5.0)
+    for number in (1, 2, 3):
+        scene.add(number, 8, now=0.0)
+    for number in (1, 2, 3):
+        scene.run(number, now=float(number), took=1.0)
+    for number in (3, 1):
+        scene.policy.preempted(scene.sequences[number])
+    promoted = {now: [number for number, level in levels(scene, now).items() if level == 0] for now in (6.9, 7.0, 8.0, 9.0)}
+    assert promoted == {6.9: [], 7.0: [1], 8.0: [1, 2], 9.0: [1, 2, 3]}
+    scene.add(4, now=8.5)
+    assert scene.order(now=9.0) == [1, 2, 4, 3]
 
 
 def test_a_job_that_has_waited_as_long_as_alpha_is_promoted_to_the_top():

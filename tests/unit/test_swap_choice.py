@@ -10,7 +10,7 @@ from fastserve.core.swap_choice import (
     AHEAD_STEPS,
     LONGEST_STAY_S,
     STAY,
-    Candidate,
+    Movable,
     Room,
     SwapPace,
     choose_swaps,
@@ -30,7 +30,7 @@ def make_pace(blocks_per_step=1000):
 
 def candidates(*pairs, size=10):
     """Of (name, ENST); a name stands for a sequence."""
-    return [Candidate(name, size, next_s) for name, next_s in pairs]
+    return [Movable(name, size, next_s) for name, next_s in pairs]
 
 
 def choose(resident=(), stored=(), free=0, leaving=0, reserve=0, pace=None, size=10):
@@ -62,7 +62,7 @@ def test_who_comes_in_leaves_the_reserve_idle():
 
 def test_nobody_overtakes_the_smallest_enst_that_finds_no_room():
     room = Room(free=8, leaving=0, reserve=0)
-    stored = [Candidate("large", 20, 5.0), Candidate("small", 1, 9.0)]
+    stored = [Movable("large", 20, 5.0), Movable("small", 1, 9.0)]
     assert choose_swaps([], stored, room, make_pace()) == ([], [])
 
 

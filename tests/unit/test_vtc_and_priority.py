@@ -120,7 +120,7 @@ def test_victims_are_asked_of_those_that_have_begun_and_of_those_that_have_not()
         scene.add(number, 10, tenant=tenant)
     scene.run(3)
     assert scene.order() == [3, 0, 1, 2]
-    backwards = scene.policy.least_urgent([scene.sequences[number] for number in (3, 0, 2)], 0.0)
+    backwards = scene.policy.among({scene.sequences[number] for number in (3, 0, 2)}, 0.0, reverse=True)
     assert [sequence.request.request_id for sequence in backwards] == [2, 0, 3]
 
 
@@ -130,7 +130,7 @@ def test_a_lower_class_goes_first_and_the_inner_policy_rules_inside():
     for number, priority in ((1, 5), (2, 5), (3, -1), (4, -1)):
         scene.add(number, priority=priority)
     assert scene.order() == [4, 3, 2, 1]
-    backwards = scene.policy.least_urgent(scene.sequences.values(), 0.0)
+    backwards = scene.policy.among(set(scene.sequences.values()), 0.0, reverse=True)
     assert [sequence.request.request_id for sequence in backwards] == [1, 2, 3, 4]
 
 
@@ -165,7 +165,7 @@ def test_first_come_first_served_forgets_nobody_and_favours_nobody():
     scene.policy.preempted(scene.sequences[3])
     assert scene.order() == [3, 1, 2]
     scene.end(1)
-    backwards = scene.policy.least_urgent(scene.sequences.values(), 0.0)
+    backwards = scene.policy.among(set(scene.sequences.values()), 0.0, reverse=True)
     assert [sequence.request.request_id for sequence in backwards] == [2, 3]
 
 

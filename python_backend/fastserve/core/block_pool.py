@@ -107,6 +107,15 @@ class BlockPool:
         """The block with these contents."""
         return self._blocks.get(digest)
 
+    def find_prefix(self, digests: Iterable[bytes]) -> list[int]:
+        """The blocks with these contents, up to the first that is not there."""
+        known, found = self._blocks, []
+        for digest in digests:
+            if (block := known.get(digest)) is None:
+                break
+            found.append(block)
+        return found
+
     def digest(self, block: int) -> bytes | None:
         """What a block can be found by; None when it cannot."""
         return self._digests.get(block)
@@ -121,6 +130,11 @@ class BlockPool:
     def ref_count(self, block: int) -> int:
         """How many block tables it stands in."""
         return self._ref_counts[block]
+
+    def idle(self, blocks: Iterable[int]) -> list[int]:
+        """Those that nobody holds."""
+        counts = self._ref_counts
+        return [block for block in blocks if not counts[block]]
 
     def ref_counts(self) -> tuple[int, ...]:
         """A snapshot, by block id."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.sequence import Sequence
 
+NO_ROWS = range(0)
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
+
+class Chunk(NamedTuple):
     """The next ``num_tokens`` uncomputed tokens of a sequence. ``samples``: they reach the end, so a token is drawn."""
 
     sequence: Sequence
@@ -25,8 +27,8 @@ class Chunk:
         """The tokens of the chunk, counted from its first, after which the log-probabilities of the prompt's next token are
         wanted."""
         sequence, start = self.sequence, self.start
-        if sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
-            return range(0)
+        if sequence.request.params.prompt_logprobs is None or sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
+            return NO_ROWS
         first = max(start, sequence.num_prompt_logprobs_known)
         end = min(start + self.num_tokens, sequence.num_prompt_logprobs)
         return range(first - start, max(first, end) - start)

@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
+from fastserve.core.candidate import Candidate, PlannedReferences
 from fastserve.core.plan import Chunk, StepPlan
 from fastserve.core.policy import Policy
 from fastserve.core.pool_room import PoolRoom
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.sequence import Sequence, SequenceStatus
-from fastserve.core.swap_choice import Candidate, Room, choose_swaps, next_schedule_times
+from fastserve.core.swap_choice import Movable, Room, choose_swaps, next_schedule_times
 from fastserve.core.swapper import Swapper, first_tier
 
 PROMPT_ROWS = 64
@@ -43,25 +43,6 @@ class StepLimits:
 
     max_num_seqs: int
     max_batched_tokens: int
-
-
-@dataclasses.dataclass(slots=True)
-class _Candidate:
-    """A sequence that takes part: it goes on from ``start`` tokens, which are in ``num_held`` blocks of its own or ``cached``."""
-
-    sequence: Sequence
-    start: int
-    uncomputed: int
-    num_held: int
-    cached: tuple[int, ...]
-    """Blocks that a waiting sequence takes over from the prefix cache."""
-    new_blocks: int = 0
-    """To be allocated for all of its tokens, as things were before the plan."""
-
-    @property
-    def is_decode(self) -> bool:
-        """Sure of its token. One that is swapped may not run yet; if it does, its token comes out of what prefills share."""
-        return self.uncomputed == 1 and self.sequence.status is not SequenceStatus.SWAPPED
 
 
 class Planner:
@@ -81,7 +62,7 @@ class Planner:
         self._leaving = swapper.num_leaving if swapper.in_flight else 0  # blocks that come free later, and are not promised
         self._room = swapper.room()
         self._prompt_rows = PROMPT_ROWS
-        self._given_up: Counter[int] = Counter()  # references to blocks that the plan drops, less those it adds
+        self._references = PlannedReferences(self._pool)
         self._preempted: dict[Sequence, None] = {}
         self._swapped_out: dict[Sequence, None] = {}
         self._swapped_in: dict[Sequence, int] = {}  # with their blocks
@@ -95,17 +76,18 @@ class Planner:
         prefill_budget = self._limits.max_batched_tokens - sum(1 for candidate in selected if candidate.is_decode)
         chunks: list[Chunk] = []
         for candidate in selected:
-            sequence, uncomputed = candidate.sequence, candidate.uncomputed
+            sequence = candidate.sequence
             if len(chunks) == self._limits.max_num_seqs or sequence in self._preempted or sequence in self._swapped_out:
                 break  # everything less urgent has given way too
             self._passed.add(sequence)
             if sequence.status is SequenceStatus.SWAPPED and not self._bring_in(candidate):
                 continue
-            wanted = 1 if candidate.is_decode else min(uncomputed, prefill_budget, self._row_limit(candidate))
-            num_tokens = self._take_blocks(candidate, wanted)
+            wanted = 1 if candidate.is_decode else min(candidate.uncomputed, prefill_budget, self._row_limit(candidate))
+            num_tokens = wanted if candidate.takes_nothing else self._take_blocks(candidate, wanted)
             if num_tokens > 0:
-                chunks.append(Chunk(sequence, num_tokens, num_tokens == uncomputed, candidate.start, candidate.cached))
-                self._prompt_rows -= len(chunks[-1].prompt_rows)
+                reaches_end = num_tokens == candidate.uncomputed
+                chunks.append(chunk := Chunk(sequence, num_tokens, reaches_end, candidate.start, candidate.cached))
+                self._prompt_rows -= len(chunk.prompt_rows)
             if num_tokens < wanted and not (self._swapped_out or self._swapped_in or self._swapper.in_flight):
                 break  # only more urgent sequences hold blocks now
             if not candidate.is_decode:
@@ -113,11 +95,11 @@ class Planner:
         self._look_ahead({chunk.sequence for chunk in chunks})
         return StepPlan(tuple(chunks), tuple(self._preempted), tuple(self._swapped_out), tuple(self._swapped_in), self._now)
 
-    def _select(self) -> list[_Candidate]:
+    def _select(self) -> list[Candidate]:
         """Rule 1: the sequences that take part. A waiting one is admitted while there is room for all of its tokens, for
         what is left of the prompts admitted before it, and for one more block for each of those, lest it be preempted a
         moment later. Room is what more urgent sequences do not hold: the others would give way (rule 3)."""
-        selected: list[_Candidate] = []
+        selected: list[Candidate] = []
         room = PoolRoom(self._pool, len(self._holders))
         places = self._limits.max_num_seqs
         promised = pending_tokens = 0
@@ -127,41 +109,44 @@ class Planner:
             if sequence.rests:
                 continue
             candidate = self._candidate(sequence)
-            arriving = self._swapper.arriving(sequence)
+            swapped = sequence.status is SequenceStatus.SWAPPED
+            arriving = self._swapper.arriving(sequence) if swapped else ()
             if not (sequence.block_table or arriving) and selected:
-                fits = room.fits(candidate.new_blocks + promised + len(selected), candidate.cached)
+                fits = room.fits(candidate.new_blocks + promised + len(selected), candidate)
                 if not fits or pending_tokens >= self._limits.max_batched_tokens:
                     return selected + self._other_holders(selected, places)
             promised += candidate.new_blocks
-            room.add(sequence, candidate.cached or arriving)
+            room.add(candidate, arriving)
             pending_tokens += candidate.uncomputed
             selected.append(candidate)
-            places -= sequence.status is not SequenceStatus.SWAPPED  # which may not run yet
+            places -= not swapped  # who is may not run yet
         return selected
 
-    def _candidate(self, sequence: Sequence) -> _Candidate:
-        start: int = sequence.num_computed
+    def _candidate(self, sequence: Sequence) -> Candidate:
+        start, num_tokens, block_size = sequence.num_computed, sequence.num_tokens, self._pool.block_size
         cached: tuple[int, ...] = ()
-        if sequence.status is SequenceStatus.SWAPPED:
-            num_held = len(self._swapper.arriving(sequence))
-        elif sequence.block_table:
+        shared = swapped = False
+        if sequence.block_table:
             num_held = len(sequence.block_table)
+            shared = self._references.shared_write(sequence) is not None
+        elif swapped := sequence.status is SequenceStatus.SWAPPED:
+            num_held = len(self._swapper.arriving(sequence))
         else:
-            prefix = self._cache.match(sequence)
-            start, cached = prefix.num_tokens, prefix.blocks
+            cached, start = self._cache.match(sequence)
             num_held = len(cached)
-        candidate = _Candidate(sequence, start, sequence.num_tokens - start, num_held, cached)
-        candidate.new_blocks = self._new_blocks(candidate, candidate.uncomputed)
-        return candidate
+        new_blocks = max(0, -(-num_tokens // block_size) - num_held) + shared
+        uncomputed = num_tokens - start
+        idle = tuple(self._pool.idle(cached)) if cached else ()
+        return Candidate(sequence, start, uncomputed, num_held, new_blocks, uncomputed == 1 and not swapped, cached, idle)
 
-    def _other_holders(self, selected: list[_Candidate], count: int) -> list[_Candidate]:
+    def _other_holders(self, selected: list[Candidate], count: int) -> list[Candidate]:
         """The ``count`` most urgent holders of blocks that are not selected, the most urgent first."""
         chosen = {candidate.sequence for candidate in selected}
-        others = [sequence for sequence in self._holders if sequence not in chosen and not sequence.rests]
-        most_urgent = list(self._policy.least_urgent(others, self._now))[::-1]
-        return [self._candidate(sequence) for sequence in most_urgent[:count]]
+        urgent_first = self._policy.among(self._holders, self._now)
+        others = (sequence for sequence in urgent_first if sequence not in chosen and not sequence.rests)
+        return [self._candidate(sequence) for sequence in itertools.islice(others, count)]
 
-    def _bring_in(self, candidate: _Candidate) -> bool:
+    def _bring_in(self, candidate: Candidate) -> bool:
         """Let a swapped sequence into the pool, by making others give way if need be. Whether it can run in this iteration."""
         sequence = candidate.sequence
         if sequence not in self._swapper.stored:
@@ -179,27 +164,30 @@ class Planner:
         self._free -= candidate.num_held
         return not self._swapper.proactive
 
-    def _take_blocks(self, candidate: _Candidate, num_tokens: int) -> int:
+    def _take_blocks(self, candidate: Candidate, num_tokens: int) -> int:
         """Room for the chunk, by making less urgent sequences give way if need be; how many of its tokens get room."""
-        if not candidate.new_blocks and not candidate.cached and not self._given_up:
-            return num_tokens  # most decodes
         while (missing := self._blocks_missing(candidate, num_tokens)) > self._free + self._leaving and self._make_way():
             pass
+        references = self._references
         if missing > self._free:
-            spare = self._free - self._idle(candidate.cached) - (self._shared_write(candidate.sequence) is not None)
+            spare = self._free - references.num_idle(candidate) - (references.shared_write(candidate.sequence) is not None)
             num_slots = (candidate.num_held + spare) * self._pool.block_size
             num_tokens = max(0, min(num_tokens, num_slots - candidate.start))
         self._promise(missing)
         if num_tokens:
-            self._given_up.subtract(candidate.cached)
-            if (shared := self._shared_write(candidate.sequence)) is not None:
-                self._give_up([shared])
+            references.take_over(candidate)
+            if (shared := references.shared_write(candidate.sequence)) is not None:
+                self._free += references.drop([shared])
         return num_tokens
 
     def _least_urgent_holders(self) -> Iterator[Sequence]:
         """Those that hold blocks, the least urgent first: before all others who rests, because nothing waits for it alone."""
-        for rests in (True, False):
-            yield from self._policy.least_urgent([item for item in self._holders if item.rests is rests], self._now)
+        resting = {sequence for sequence in self._holders if sequence.candidates is not None}  # `rests`, of thousands
+        if resting:
+            yield from self._policy.among(resting, self._now, reverse=True)
+        for sequence in self._policy.among(self._holders, self._now, reverse=True):
+            if sequence not in resting:
+                yield sequence
 
     def _promise(self, num_blocks: int) -> None:
         """Nobody less urgent gets these: those that are free, and those that come free."""
@@ -222,9 +210,9 @@ class Planner:
             return False
         swapped = self._swap_out(victim)
         if swapped and self._swapper.proactive:
-            self._leaving += sum(self._pool.ref_count(block) - self._given_up[block] == 1 for block in victim.block_table)
+            self._leaving += sum(self._references.count(block) == 1 for block in victim.block_table)
         else:
-            self._give_up(victim.block_table)
+            self._free += self._references.drop(victim.block_table)
         if not swapped:
             self._preempted[victim] = None
         return True
@@ -253,8 +241,8 @@ class Planner:
         sizes |= {sequence: len(stored.slots) for sequence, stored in swapper.stored.items()}
         times = next_schedule_times(self._policy, list(sizes), self._limits.max_num_seqs, swapper.pace.step_s, self._now)
         out, into = choose_swaps(
-            [Candidate(sequence, sizes[sequence], times[sequence]) for sequence in resident],
-            [Candidate(sequence, sizes[sequence], times[sequence]) for sequence in swapper.stored],
+            [Movable(sequence, sizes[sequence], times[sequence]) for sequence in resident],
+            [Movable(sequence, sizes[sequence], times[sequence]) for sequence in swapper.stored],
             room,
             swapper.pace,
         )
@@ -262,35 +250,18 @@ class Planner:
         for sequence in out:
             self._swap_out(sequence)
 
-    def _give_up(self, blocks: Iterable[int]) -> None:
-        """Drop a reference to each block; one without references is free."""
-        for block in blocks:
-            self._given_up[block] += 1
-            self._free += self._given_up[block] == self._pool.ref_count(block)
-
-    def _idle(self, blocks: Iterable[int]) -> int:
-        """How many of the blocks nobody holds at this point of the plan."""
-        return sum(self._given_up[block] == self._pool.ref_count(block) for block in blocks)
-
-    def _shared_write(self, sequence: Sequence) -> int | None:
-        """The block that the sequence writes next, if others hold it too: it needs a copy of its own."""
-        block = sequence.next_write(self._pool.block_size)
-        if block is None or (ref_count := self._pool.ref_count(block)) == 1:
-            return None
-        return block if ref_count - self._given_up[block] > 1 else None
-
-    def _row_limit(self, candidate: _Candidate) -> int:
+    def _row_limit(self, candidate: Candidate) -> int:
         """Tokens the sequence may compute before its prompt takes more rows of logits than are left."""
         sequence = candidate.sequence
         if sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
             return candidate.uncomputed
         return max(0, sequence.num_prompt_logprobs_known - candidate.start) + self._prompt_rows
 
-    def _new_blocks(self, candidate: _Candidate, num_tokens: int) -> int:
-        """Blocks to allocate so that the sequence can compute ``num_tokens`` tokens, a copy of a shared one among them."""
+    def _blocks_missing(self, candidate: Candidate, num_tokens: int) -> int:
+        """Free blocks that the sequence takes to compute ``num_tokens`` tokens: new ones, a copy of a shared one among them, and
+        cached ones that nobody holds."""
+        if not num_tokens:
+            return self._pool.blocks_missing(candidate.num_held, candidate.start)
         missing = self._pool.blocks_missing(candidate.num_held, candidate.start + num_tokens)
-        return missing + (num_tokens > 0 and self._shared_write(candidate.sequence) is not None)
-
-    def _blocks_missing(self, candidate: _Candidate, num_tokens: int) -> int:
-        """Free blocks that the sequence takes to compute ``num_tokens`` tokens: new ones, and cached ones that nobody holds."""
-        return self._new_blocks(candidate, num_tokens) + (self._idle(candidate.cached) if num_tokens else 0)
+        shared = self._references.shared_write(candidate.sequence) is not None
+        return missing + shared + self._references.num_idle(candidate)

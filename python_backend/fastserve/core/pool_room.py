@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastserve.core.block_pool import BlockPool
-from fastserve.core.sequence import Sequence
+from fastserve.core.candidate import Candidate
 
 
 class PoolRoom:
@@ -19,23 +19,23 @@ class PoolRoom:
         self._taken: set[int] = set()  # blocks of those that are selected, but for:
         self._uncounted: list[Iterable[int]] = []
 
-    def add(self, sequence: Sequence, cached: tuple[int, ...]) -> None:
-        """Select a sequence, which holds blocks or takes over the cached ones."""
-        if sequence.block_table:
+    def add(self, candidate: Candidate, arriving: tuple[int, ...]) -> None:
+        """Select a sequence, which holds blocks, takes over cached ones or has those that arrive from a tier below."""
+        if candidate.sequence.block_table:
             self._others -= 1
-            self._uncounted.append(sequence.block_table)
-        elif cached:
-            self._uncounted.append(cached)
-            self._idle.update(block for block in cached if self._pool.ref_count(block) == 0)
+            self._uncounted.append(candidate.sequence.block_table)
+        elif blocks := candidate.cached or arriving:
+            self._uncounted.append(blocks)
+            self._idle.update(candidate.idle)
 
-    def fits(self, num_blocks: int, cached: tuple[int, ...]) -> bool:
-        """Whether there is room for so many new blocks beside the cached ones, if everybody else gives way."""
-        idle = sum(self._pool.ref_count(block) == 0 and block not in self._idle for block in cached)
+    def fits(self, num_blocks: int, candidate: Candidate) -> bool:
+        """Whether there is room for so many new blocks beside the candidate's cached ones, if everybody else gives way."""
+        idle = len(set(candidate.idle) - self._idle) if candidate.idle else 0
         if num_blocks <= self._pool.num_free - len(self._idle) - idle:
             return True
         if not self._others:
             return False
         self._taken.update(*self._uncounted)
         self._uncounted.clear()
-        taken = len(self._taken) + sum(block not in self._taken for block in cached)
+        taken = len(self._taken) + len(set(candidate.cached) - self._taken)
         return num_blocks <= self._pool.num_blocks - taken

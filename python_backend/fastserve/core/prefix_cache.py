@@ -12,10 +12,10 @@ nobody finds two texts with the same digest, by accident or on purpose.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import struct
+from typing import NamedTuple
 
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.request import Request
@@ -24,8 +24,7 @@ from fastserve.core.sequence import Sequence
 DIGEST_BYTES = 32
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CachedPrefix:
+class CachedPrefix(NamedTuple):
     """The blocks a waiting sequence can take over, and how many of its tokens it need not compute then.
 
     That is all the blocks hold, or one token less: the last token is run again for its logits, without being written."""
@@ -53,21 +52,24 @@ class PrefixCache:
         self.num_hit_tokens = 0
         """Of these, the tokens that were not computed."""
 
+    def prepare(self, sequence: Sequence) -> None:
+        """Work out the digests of a new sequence's full blocks: they are wanted when it is computed at the latest, and who looks
+        for it in an iteration has no time for it."""
+        if self._enabled:
+            self._complete(sequence, sequence.num_tokens // self.pool.block_size)
+
     def match(self, sequence: Sequence) -> CachedPrefix:
         """The longest prefix of a sequence without blocks that is in the pool. Changes nothing (but keeps digests)."""
         if not self._enabled:
             return NOTHING
-        blocks: list[int] = []
+        size, num_tokens = self.pool.block_size, sequence.num_tokens
         # Where rows of the prompt are wanted, the tokens are computed from the first of those rows on.
         known, wanted = sequence.num_prompt_logprobs_known, sequence.num_prompt_logprobs
-        reusable = sequence.num_tokens if known == wanted else known
-        for number in range(reusable // self.pool.block_size):
-            block = self.pool.find(self._digest(sequence, number))
-            if block is None:
-                break
-            blocks.append(block)
-        num_tokens = min(len(blocks) * self.pool.block_size, sequence.num_tokens - 1)
-        return CachedPrefix(tuple(blocks), num_tokens) if blocks else NOTHING
+        number = (num_tokens if known == wanted else known) // size
+        digests = sequence.block_digests
+        self._complete(sequence, number)
+        blocks = self.pool.find_prefix(digests if len(digests) == number else digests[:number])
+        return CachedPrefix(tuple(blocks), min(len(blocks) * size, num_tokens - 1)) if blocks else NOTHING
 
     def register(self, sequence: Sequence, start: int) -> None:
         """Make the blocks findable that became full since ``start`` tokens were computed. Only of a run that succeeded."""
@@ -88,15 +90,19 @@ class PrefixCache:
         self.num_queried_tokens = self.num_hit_tokens = 0
 
     def _digest(self, sequence: Sequence, number: int) -> bytes:
-        """Of the sequence's block ``number``, whose tokens are all known; worked out once."""
-        digests = sequence.block_digests
-        size = self.pool.block_size
-        while len(digests) <= number:
-            parent = digests[-1] if digests else self._root(sequence.request)
-            start = len(digests) * size
+        """Of the sequence's block ``number``, whose tokens are all known."""
+        self._complete(sequence, number + 1)
+        return sequence.block_digests[number]
+
+    def _complete(self, sequence: Sequence, number: int) -> None:
+        """Add those that are missing of the digests of the first ``number`` blocks, whose tokens are all known."""
+        digests, size = sequence.block_digests, self.pool.block_size
+        if len(digests) >= number:
+            return
+        parent = digests[-1] if digests else self._root(sequence.request)
+        for start in range(len(digests) * size, number * size, size):
             tokens = self._pack(*sequence.tokens(start, start + size))
-            digests.append(hashlib.blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest())
-        return digests[number]
+            digests.append(parent := hashlib.blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest())
 
     def _root(self, request: Request) -> bytes:
         tenant = request.tenant if self._per_tenant else ""

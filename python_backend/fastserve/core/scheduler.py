@@ -79,6 +79,7 @@ class Scheduler:
             sequence.search = BeamSearch(request.params, sequence, self._longest(request) + 1 - len(request.prompt_token_ids))
         self._sequences[request.request_id] = [sequence]
         self._queue.enter(request.tenant)
+        self.prefix_cache.prepare(sequence)
         sequence.num_cached = self.prefix_cache.match(sequence).num_tokens
         self.policy.add(sequence, now)
         self.swapper.pace.arrived(len(request.prompt_token_ids))

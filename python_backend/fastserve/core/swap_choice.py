@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from collections.abc import Sequence as Items
+from collections.abc import Collection, Iterable
 
 from fastserve.core.policy import Policy
 from fastserve.core.sequence import Sequence
@@ -32,7 +31,7 @@ DEFAULT_BLOCKS_PER_STEP = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
+class Movable:
     """A sequence that may move. ``num_blocks``: that it takes in the pool. ``next_s``: its ENST, seconds from now."""
 
     sequence: Sequence
@@ -107,7 +106,7 @@ def _average(average: float, value: float) -> float:
 
 
 def next_schedule_times(
-    policy: Policy, sequences: Items[Sequence], batch_size: int, step_s: float, now: float
+    policy: Policy, sequences: Collection[Sequence], batch_size: int, step_s: float, now: float
 ) -> dict[Sequence, float]:
     """ENST of each, seconds from ``now``. ``batch_size``: sequences that run together; ``step_s``: what an iteration takes.
 
@@ -118,12 +117,11 @@ def next_schedule_times(
     known = {sequence: estimate for sequence, estimate in estimates.items() if estimate is not None}
     if len(known) == len(estimates):
         return known
-    urgent_first = list(policy.least_urgent(sequences, now))[::-1]
-    return {sequence: place // batch_size * step_s for place, sequence in enumerate(urgent_first)}
+    return {sequence: place // batch_size * step_s for place, sequence in enumerate(policy.among(sequences, now))}
 
 
 def choose_swaps(
-    resident: Iterable[Candidate], stored: Iterable[Candidate], room: Room, pace: SwapPace
+    resident: Iterable[Movable], stored: Iterable[Movable], room: Room, pace: SwapPace
 ) -> tuple[list[Sequence], list[Sequence]]:
     """Sequences to move out and in during the next iteration; one of the lists is empty. ``resident``: hold blocks and do not run
     now; ``stored``: are in a tier.

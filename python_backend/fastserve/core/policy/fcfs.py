@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from fastserve.core.sequence import Sequence
 
@@ -30,8 +30,8 @@ class FirstComeFirstServed:
     def ordered(self, now: float) -> Iterator[Sequence]:
         return iter(self._places)
 
-    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
-        return iter(sorted(sequences, key=self._places.__getitem__, reverse=True))
+    def among(self, sequences: Collection[Sequence], now: float, *, reverse: bool = False) -> Iterator[Sequence]:
+        return iter(sorted(sequences, key=self._places.__getitem__, reverse=reverse))
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
         """The order is all there is."""

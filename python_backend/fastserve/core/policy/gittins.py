@@ -20,7 +20,7 @@ import bisect
 import dataclasses
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from fastserve.core.cost_model import CostModel
 from fastserve.core.policy.output_lengths import OutputLengths, geometric_edges
@@ -91,6 +91,7 @@ class GittinsIndex:
         self._cost_model = cost_model
         self._patience = patience
         self._completion = _MeanCompletionTime()
+        self._patience_s = patience * self._completion.mean_s
         self._refresh_every = refresh_every
         self._lengths = OutputLengths(LENGTH_EDGES, brevity=brevity)
         self._by_prompt = [
@@ -134,6 +135,7 @@ class GittinsIndex:
         if not completed:
             return
         self._completion.learn(entry.arrived)
+        self._patience_s = self._patience * self._completion.mean_s
         self._answers += 1
         if self._answers >= self._next_refresh:
             self._next_refresh += min(max(self._answers // 4, 1), self._refresh_every)
@@ -155,24 +157,26 @@ class GittinsIndex:
         heapq.heapify(heads)
         while heads:
             _, _, place, bucket = heads[0]
-            yield bucket.entries[place].sequence
-            if place + 1 < len(bucket.entries):
-                heapq.heapreplace(heads, (*self._rank(bucket.entries[place + 1], now), place + 1, bucket))
+            entries = bucket.entries
+            yield entries[place].sequence
+            place += 1
+            if place < len(entries):
+                heapq.heapreplace(heads, (*self._rank(entries[place], now), place, bucket))
             else:
                 heapq.heappop(heads)
 
-    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
-        return iter(sorted(sequences, key=lambda sequence: self._rank(self._entries[sequence], now), reverse=True))
+    def among(self, sequences: Collection[Sequence], now: float, *, reverse: bool = False) -> Iterator[Sequence]:
+        return iter(sorted(sequences, key=lambda sequence: self._rank(self._entries[sequence], now), reverse=reverse))
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
         """The order is all there is."""
 
     def _rank(self, entry: _Entry, now: float) -> tuple[float, int]:
         """Smaller is more urgent."""
-        waited = max(now - entry.arrived, 0.0) / (self._patience * self._completion.mean_s)
+        waited = (now - entry.arrived) / self._patience_s
         if waited > MOST_WAITED:
             return -math.inf, entry.number  # in order of arrival: nobody waits for ever, however long there is too much to do
-        return -entry.bucket.index * (1.0 + waited), entry.number
+        return -entry.bucket.index * (1.0 + (waited if waited > 0.0 else 0.0)), entry.number
 
     def _kind(self, sequence: Sequence) -> _Kind:
         bin_of_length = self._lengths.bin_of_length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from fastserve.core.policy.protocol import Policy
 from fastserve.core.sequence import Sequence
@@ -36,12 +36,12 @@ class PriorityClasses:
         for inner in self._classes.values():
             yield from inner.ordered(now)
 
-    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
-        members: dict[int, list[Sequence]] = {}
+    def among(self, sequences: Collection[Sequence], now: float, *, reverse: bool = False) -> Iterator[Sequence]:
+        members: dict[int, set[Sequence]] = {}
         for sequence in sequences:
-            members.setdefault(sequence.request.priority, []).append(sequence)
-        for priority in sorted(members, reverse=True):
-            yield from self._classes[priority].least_urgent(members[priority], now)
+            members.setdefault(sequence.request.priority, set()).add(sequence)
+        for priority in sorted(members, reverse=reverse):
+            yield from self._classes[priority].among(members[priority], now, reverse=reverse)
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
         """The order is all there is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from fastserve.core.sequence import Sequence
@@ -30,8 +30,9 @@ class Policy(Protocol):
     def ordered(self, now: float) -> Iterator[Sequence]:
         """Every unfinished sequence, the most urgent first. Lazy: the planner stops reading when its budgets are full."""
 
-    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
-        """Some of the sequences, the least urgent first: the exact reverse of their places in ``ordered``."""
+    def among(self, sequences: Collection[Sequence], now: float, *, reverse: bool = False) -> Iterator[Sequence]:
+        """Some that hold blocks or are swapped out, in the order of ``ordered``; ``reverse``: the least urgent first. Lazy.
+        ``sequences``: a set or a dict."""
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> float | None:
         """Estimated next scheduled time (ENST) of a sequence, seconds from ``now``, when ``batch_size`` run together. None: the

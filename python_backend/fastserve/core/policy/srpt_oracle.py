@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from fastserve.core.cost_model import CostModel
 from fastserve.core.sequence import Sequence
@@ -36,8 +36,8 @@ class ShortestRemainingFirst:
     def ordered(self, now: float) -> Iterator[Sequence]:
         return (sequence for _, sequence in self._queue)
 
-    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
-        return iter(sorted(sequences, key=self._ranks.__getitem__, reverse=True))
+    def among(self, sequences: Collection[Sequence], now: float, *, reverse: bool = False) -> Iterator[Sequence]:
+        return iter(sorted(sequences, key=self._ranks.__getitem__, reverse=reverse))
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
         """The order is all there is."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from fastserve.core.sequence import Sequence
 
@@ -98,12 +98,13 @@ class VirtualTokenCounter:
                 yield sequence
                 heapq.heappush(again, (counter + PROMPT_WEIGHT * sequence.num_uncomputed, name, waiting))
 
-    def least_urgent(self, sequences: Iterable[Sequence], now: float) -> Iterator[Sequence]:
-        wanted = set(sequences)
-        begun = wanted & self._begun.keys()
-        if len(begun) < len(wanted):  # who holds blocks has begun, but for the sequences of a step that failed
-            yield from reversed([sequence for sequence in self.ordered(now) if sequence in wanted - begun])
-        yield from sorted(begun, key=self._begun.__getitem__, reverse=True)
+    def among(self, sequences: Collection[Sequence], now: float, *, reverse: bool = False) -> Iterator[Sequence]:
+        begun = [sequence for sequence in sequences if sequence in self._begun]
+        in_order = sorted(begun, key=self._begun.__getitem__)
+        if len(begun) < len(sequences):  # who holds blocks has begun, but for the sequences of a step that failed
+            others = set(sequences).difference(begun)
+            in_order += [sequence for sequence in self.ordered(now) if sequence in others]
+        return reversed(in_order) if reverse else iter(in_order)
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> None:
         """The order is all there is."""
