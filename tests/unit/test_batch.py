@@ -70,13 +70,13 @@ def test_the_position_offset_moves_positions_but_never_slots():
 
 
 def test_cached_leading_tokens_are_run_but_not_written():
-    batch = pack([DECODE, dataclasses.replace(PREFILL, num_cached=2), dataclasses.replace(CHUNK, num_cached=1)], 4)
+    batch = pack([DECODE, PREFILL._replace(num_cached=2), CHUNK._replace(num_cached=1)], 4)
     assert batch.slot_mapping.tolist() == [13, -1, -1, 22, -1, 25]
     assert batch.input_ids.tolist() == [41, 10, 11, 12, 88, 89]
 
 
 def test_a_prompt_that_is_cached_as_a_whole_writes_nothing_and_still_samples():
-    batch = pack([dataclasses.replace(PREFILL, num_cached=3)], 4)
+    batch = pack([PREFILL._replace(num_cached=3)], 4)
     assert batch.slot_mapping.tolist() == [-1, -1, -1]
     assert batch.logits_rows.tolist() == [2]
 
@@ -104,7 +104,7 @@ def test_an_encoder_of_seq2seq_writes_its_cross_keys_through_the_cross_block_tab
 
 
 def test_a_decoder_of_seq2seq_brings_both_tables():
-    batch = pack([dataclasses.replace(DECODE, cross_block_table=[4, 11], cross_seqlen=7), PREFILL], 4)
+    batch = pack([DECODE._replace(cross_block_table=[4, 11], cross_seqlen=7), PREFILL], 4)
     assert batch.cross_block_table.tolist() == [[4, 11], [-1, -1]]
     assert batch.cross_seqlens.tolist() == [7, 0]
     assert batch.slot_mapping.tolist()[0] == 13
@@ -182,7 +182,7 @@ def test_decodes_alone_are_packed_as_they_are_beside_a_prefill():
     ],
 )
 def test_one_token_alone_is_packed_with_all_it_brings(change, slots, logits_rows):
-    batch = pack([dataclasses.replace(DECODE, **change)], 4)
+    batch = pack([DECODE._replace(**change)], 4)
     assert (batch.slot_mapping.tolist(), batch.logits_rows.tolist()) == (slots, logits_rows)
 
 

@@ -59,8 +59,7 @@ class StepPlan:
         return sum(chunk.num_tokens for chunk in self.chunks)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """A drawn token and, when asked for, its log-probability and those of the likeliest tokens."""
 
     token_id: int

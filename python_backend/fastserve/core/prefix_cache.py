@@ -73,9 +73,10 @@ class PrefixCache:
 
     def register(self, sequence: Sequence, start: int) -> None:
         """Make the blocks findable that became full since ``start`` tokens were computed. Only of a run that succeeded."""
-        if self._enabled:
-            size = self.pool.block_size
-            for number in range(start // size, sequence.num_computed // size):
+        size = self.pool.block_size
+        first, end = start // size, sequence.num_computed // size
+        if first < end and self._enabled:
+            for number in range(first, end):
                 self.pool.register(sequence.block_table[number], self._digest(sequence, number))
 
     def count(self, sequence: Sequence) -> None:

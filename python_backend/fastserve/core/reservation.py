@@ -11,11 +11,10 @@ found by others (``prefix_cache.py``) only after the run that filled it was comm
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastserve.core.beam_search import BeamCandidates
 from fastserve.core.events import Event, Failed, PromptLogprobs, Timeline, TokenEvent
@@ -42,11 +41,8 @@ class Reservation:
         self.drawing: list[tuple[Sequence, ...]] = []
         """For each sampling chunk, in plan order, the sequences that draw a token from its logits: its own, and the answers that
         begin with it."""
-
-    @property
-    def drawing_sequences(self) -> list[Sequence]:
+        self.drawing_sequences: list[Sequence] = []
         """Those of :attr:`drawing`, one after the other."""
-        return [sequence for sequences in self.drawing for sequence in sequences]
 
     def __enter__(self) -> Reservation:
         for sequence in self.plan.preempted:
@@ -89,7 +85,8 @@ class Reservation:
             if sequence.started is None:
                 sequence.started = self.plan.now
             if chunk.samples:
-                self.drawing.append((sequence, *sequence.others_to_begin()))
+                self.drawing.append(drawing := (sequence, *sequence.others_to_begin()))
+                self.drawing_sequences += drawing
 
     def commit(
         self,
@@ -114,12 +111,14 @@ class Reservation:
             events.append(PromptLogprobs(sequence.request.request_id, tuple(positions)))
         pairs = list(zip(self.drawing_sequences, tokens, strict=True))
         reasons = [self._append(sequence, token) for sequence, token in pairs]
-        for first, *others in self.drawing:
-            for sequence in others:
-                self._scheduler.begin_answer(sequence, first, self.plan.now)
+        if len(pairs) > len(self.drawing):
+            for first, *others in self.drawing:
+                for sequence in others:
+                    self._scheduler.begin_answer(sequence, first, self.plan.now)
         self._move_beams()
+        charge = self._scheduler.policy.charge
         for chunk in self.plan.chunks:
-            self._scheduler.policy.charge(chunk.sequence, chunk.num_tokens, started, ended)
+            charge(chunk.sequence, chunk.num_tokens, started, ended)
         self._scheduler.swapper.pace.stepped(ended - started)
         for (sequence, token), reason in zip(pairs, reasons, strict=True):
             events += self._tell(sequence, token, reason)
@@ -137,16 +136,18 @@ class Reservation:
 
     def _move_beams(self) -> None:
         """Let the searches go on all of whose beams have their candidates now."""
-        for search in dict.fromkeys(sequence.search for sequence in self.drawing_sequences):
-            if search is not None and search.is_complete and (continuations := search.advance()):
+        searches = [sequence.search for sequence in self.drawing_sequences if sequence.search is not None]
+        for search in dict.fromkeys(searches):
+            if search.is_complete and (continuations := search.advance()):
                 search.move(continuations, self._scheduler, self.plan.now)
 
     def _append(self, sequence: Sequence, token: SampledToken | BeamCandidates | FastServeError) -> FinishReason | None:
         """Why the sequence ends with this token, if it does."""
+        if isinstance(token, SampledToken):
+            return sequence.append(token.token_id, self._scheduler.max_model_len)
         if isinstance(token, BeamCandidates):
             sequence.candidates = token
-            return None
-        return None if isinstance(token, FastServeError) else sequence.append(token.token_id, self._scheduler.max_model_len)
+        return None
 
     def _tell(
         self, sequence: Sequence, token: SampledToken | BeamCandidates | FastServeError, reason: FinishReason | None
@@ -196,8 +197,7 @@ class Reservation:
                 self._scheduler.holders.pop(before.sequence, None)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Before:
+class _Before(NamedTuple):
     """A sequence as it was. ``copied``: the block it shared with others and has a copy of now."""
 
     sequence: Sequence

@@ -54,6 +54,7 @@ class Sequence:
         "search",
         "started",
         "status",
+        "wants_likeliest_only",
     )
 
     def __init__(self, request: Request, index: int = 0) -> None:
@@ -72,6 +73,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.search: BeamSearch | None = None
         self.candidates: BeamCandidates | None = None  # of a beam, from when they are computed until all beams move on
+        self.wants_likeliest_only = request.params.wants_likeliest_only
         constraint = request.params.constraint
         self.constraint = None if constraint is None else constraint.fork()  # as far as output_token_ids, also when preempted
 
@@ -110,6 +112,8 @@ class Sequence:
         """Token ids start..end of prompt followed by output."""
         prompt = self.request.prompt_token_ids
         size = len(prompt)
+        if start >= size:
+            return self.output_token_ids[start - size : end - size]
         return list(prompt[start:end]) + self.output_token_ids[max(start - size, 0) : max(end - size, 0)]
 
     def append(self, token_id: int, max_model_len: int) -> FinishReason | None:

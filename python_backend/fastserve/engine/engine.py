@@ -131,7 +131,7 @@ class Engine:
         with self.scheduler.reserve(plan) as reservation:
             self.times.end("reserve")
             tokens, prompt_logprobs = self._compute(reservation)
-            first = [sequence for sequence in plan.sampling if not sequence.output_token_ids]
+            first = [sequence for sequence, *_ in reservation.drawing if not sequence.output_token_ids]
             ended = self._clock()
             self.cost_model.observe(plan.num_tokens, ended - started)
             events = reservation.commit(tokens, prompt_logprobs, started=started, ended=ended)
@@ -154,7 +154,7 @@ class Engine:
             logits = self._runner.run(batch, self.kv_cache)
             self.times.end("run")
             positions: dict[CoreSequence, list[PositionLogprobs]] = {}
-            if any(chunk.prompt_rows for chunk in plan.chunks):
+            if batch.num_rows > len(reservation.drawing):
                 logits, positions = _split_rows(logits, plan)
             drawing = reservation.drawing_sequences
             if len(drawing) > len(reservation.drawing):
@@ -212,9 +212,10 @@ class Engine:
 
 
 def _sequence_input(chunk: Chunk, block_size: int) -> SequenceInput:
-    tokens = chunk.sequence.tokens(chunk.start, chunk.start + chunk.num_tokens)
-    num_cached = max(0, len(chunk.cached_blocks) * block_size - chunk.start)
-    return SequenceInput(tokens, chunk.start, chunk.sequence.block_table, chunk.samples, chunk.prompt_rows, num_cached)
+    sequence, start = chunk.sequence, chunk.start
+    tokens = sequence.tokens(start, start + chunk.num_tokens)
+    num_cached = max(0, len(chunk.cached_blocks) * block_size - start) if chunk.cached_blocks else 0
+    return SequenceInput(tokens, start, sequence.block_table, chunk.samples, chunk.prompt_rows, num_cached)
 
 
 def _split_rows(logits: Logits, plan: StepPlan) -> tuple[Logits, dict[CoreSequence, list[PositionLogprobs]]]:

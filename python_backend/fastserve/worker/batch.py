@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,7 @@ Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SequenceInput:
+class SequenceInput(NamedTuple):
     """What one sequence brings to one iteration."""
 
     token_ids: Sequence[int]
@@ -95,16 +94,15 @@ class Packer:
 
         Raises ValueError when a block table is too short for its tokens.
         """
-        past = np.array([item.num_computed for item in inputs], np.int64)
-        lengths = np.array([len(item.token_ids) for item in inputs], np.int64)
         block_table = self._tables.update([item.block_table for item in inputs])
-        if any(
-            item.block_table and item.num_computed + len(item.token_ids) > len(item.block_table) * self._block_size
-            for item in inputs
-        ):
-            raise ValueError("a block table does not cover its sequence's tokens")
+        size = self._block_size
+        for item in inputs:
+            if item.num_computed + len(item.token_ids) > len(item.block_table) * size and item.block_table:
+                raise ValueError("a block table does not cover its sequence's tokens")
+        past = np.array([item.num_computed for item in inputs], np.int64)
         if all(map(_only_decodes, inputs)):
             return self._pack_decodes(inputs, past, block_table)
+        lengths = np.array([len(item.token_ids) for item in inputs], np.int64)
         return self._pack_any(inputs, past, lengths, block_table)
 
     def _pack_decodes(self, inputs: Sequence[SequenceInput], past: Int64Array, block_table: Int32Array) -> ForwardBatch:

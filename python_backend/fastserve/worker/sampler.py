@@ -61,7 +61,7 @@ class Sampler:
         best = largest_tokens(logits).tolist()
         return [
             SampledToken(first)
-            if first >= 0 and sequence.request.params.wants_likeliest_only
+            if first >= 0 and sequence.wants_likeliest_only
             else self._sample_or_fail(logits[row], sequence, first)
             for row, (sequence, first) in enumerate(zip(sequences, best, strict=True))
         ]

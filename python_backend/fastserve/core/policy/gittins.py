@@ -112,16 +112,18 @@ class GittinsIndex:
 
     def charge(self, sequence: Sequence, num_tokens: int, started: float, ended: float) -> None:
         self._completion.now = ended
-        self._move(sequence)
-        # Whether it ends with its newest token is not known here.
-        self._learn_passed(self._entries[sequence], self._lengths.bin_of_length(len(sequence.output_token_ids)))
+        entry = self._entries[sequence]
+        self._move(entry)
+        reached = self._lengths.bin_of_length(len(sequence.output_token_ids))  # whether it ends there is not known here
+        if entry.num_passed < reached:
+            self._learn_passed(entry, reached)
         if self._outdated:
             bucket = self._buckets.get(self._outdated.pop())
             if bucket is not None:
                 bucket.index = self._index(bucket.kind)
 
     def preempted(self, sequence: Sequence) -> None:
-        self._move(sequence)
+        self._move(self._entries[sequence])
 
     def discard(self, sequence: Sequence, *, completed: bool) -> None:
         entry = self._entries.pop(sequence)
@@ -179,14 +181,8 @@ class GittinsIndex:
         return -entry.bucket.index * (1.0 + (waited if waited > 0.0 else 0.0)), entry.number
 
     def _kind(self, sequence: Sequence) -> _Kind:
-        bin_of_length = self._lengths.bin_of_length
-        before_next = sequence.num_uncomputed - 1
-        return (
-            _prompt_class(sequence),
-            self._lengths.bin_of_age(len(sequence.output_token_ids)),
-            bin_of_length(sequence.request.params.max_tokens),
-            bisect.bisect_left(PREFILL_EDGES, before_next) if before_next else 0,
-        )
+        limit = self._lengths.bin_of_length(sequence.request.params.max_tokens)
+        return _prompt_class(sequence), self._lengths.bin_of_age(len(sequence.output_token_ids)), limit, _prefill_bin(sequence)
 
     def _index(self, kind: _Kind) -> float:
         prompt, age, limit, prefill = kind
@@ -200,12 +196,12 @@ class GittinsIndex:
             bucket = self._buckets[kind] = _Bucket(kind, self._index(kind))
         return bucket
 
-    def _move(self, sequence: Sequence) -> None:
-        entry = self._entries[sequence]
-        kind = self._kind(sequence)
-        if kind != entry.bucket.kind:
+    def _move(self, entry: _Entry) -> None:
+        sequence, (prompt, age, limit, prefill) = entry.sequence, entry.bucket.kind
+        age_now, prefill_now = self._lengths.bin_of_age(len(sequence.output_token_ids)), _prefill_bin(sequence)
+        if age_now != age or prefill_now != prefill:
             self._leave(entry)
-            entry.bucket = self._bucket(kind)
+            entry.bucket = self._bucket((prompt, age_now, limit, prefill_now))
             bisect.insort(entry.bucket.entries, entry)
 
     def _leave(self, entry: _Entry) -> None:
@@ -217,3 +213,8 @@ class GittinsIndex:
 
 def _prompt_class(sequence: Sequence) -> int:
     return min(bisect.bisect_left(PROMPT_EDGES, len(sequence.request.prompt_token_ids)), len(PROMPT_EDGES) - 1)
+
+
+def _prefill_bin(sequence: Sequence) -> int:
+    before_next = sequence.num_uncomputed - 1
+    return bisect.bisect_left(PREFILL_EDGES, before_next) if before_next else 0

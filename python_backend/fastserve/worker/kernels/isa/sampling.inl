@@ -5,26 +5,32 @@
 
 constexpr int kSumLanes = 8;
 
-// The largest of values [0, count), count <= kSampleBlock; NaN where one of them is.
+constexpr int kMaxLanes = 32;
+
+// The largest of values [0, count), count <= kSampleBlock; NaN where one of them is. A lane keeps the last NaN it met apart: the
+// loops stay free of branches and of anything that all lanes share, or the compiler would do one element at a time.
 static inline float largest_of_block(const float* values, int64_t count) {
-  float lanes[16];
-  float broken = 0.0f;
-  for (int k = 0; k < 16; ++k) lanes[k] = -__builtin_inff();
+  float lanes[kMaxLanes];
+  float broken[kMaxLanes];
+  for (int k = 0; k < kMaxLanes; ++k) lanes[k] = -__builtin_inff();
+  for (int k = 0; k < kMaxLanes; ++k) broken[k] = 0.0f;
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int k = 0; k < 16; ++k) {
-      lanes[k] = values[i + k] > lanes[k] ? values[i + k] : lanes[k];
-      broken = values[i + k] != values[i + k] ? 1.0f : broken;
+  for (; i + kMaxLanes <= count; i += kMaxLanes) {
+    for (int k = 0; k < kMaxLanes; ++k) {
+      const float value = values[i + k];
+      lanes[k] = value > lanes[k] ? value : lanes[k];
+      broken[k] = value != value ? value : broken[k];
     }
   }
   for (; i < count; ++i) {
     lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
-    broken = values[i] != values[i] ? 1.0f : broken;
+    broken[0] = values[i] != values[i] ? values[i] : broken[0];
   }
-  for (int half = 8; half > 0; half /= 2) {
+  for (int half = kMaxLanes / 2; half > 0; half /= 2) {
     for (int k = 0; k < half; ++k) lanes[k] = lanes[k + half] > lanes[k] ? lanes[k + half] : lanes[k];
+    for (int k = 0; k < half; ++k) broken[k] = broken[k + half] != broken[k + half] ? broken[k + half] : broken[k];
   }
-  return broken != 0.0f ? __builtin_nanf("") : lanes[0];
+  return broken[0] != broken[0] ? broken[0] : lanes[0];
 }
 
 static void block_maxima(const float* values, int64_t count, float* maxima) {
