@@ -72,8 +72,12 @@ class EngineConfig:
     mlfq_starvation_ms: int = _field(
         300, "milliseconds without a step after which skip_join_mlfq promotes a sequence to the top", low=1, high=10**9
     )
-    max_num_seqs: int = _field(32, "sequences in one iteration", low=1, high=4096)
-    max_batched_tokens: int = _field(256, "tokens in one iteration (prefill chunks + decodes)", low=1, high=65536)
+    max_num_seqs: int = _field(
+        32, "sequences in one iteration; 0: chosen from what steps cost when the model is loaded", low=0, high=4096
+    )
+    max_batched_tokens: int = _field(
+        256, "tokens in one iteration (prefill chunks + decodes); 0: chosen likewise", low=0, high=65536
+    )
     max_queue_size: int = _max_queue_size()
     max_queue_size_per_tenant: int = _field(
         0, "of these, requests of one tenant (those without a name are one); 0: as many as of all", low=0, high=1_000_000
@@ -114,7 +118,7 @@ class EngineConfig:
             raise ConfigError(f"block_size: got {self.block_size}, allowed: a multiple of 16 from 16 to 256")
         if self.swap_directory and not Path(self.swap_directory).is_absolute():
             raise ConfigError(f"swap_directory: got {self.swap_directory!r}, allowed: an absolute path, or nothing")
-        if self.max_batched_tokens < self.max_num_seqs:
+        if 0 < self.max_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_batched_tokens: got {self.max_batched_tokens}, allowed: at least max_num_seqs ({self.max_num_seqs}), "
                 "so that every running sequence can take a step in each iteration"

@@ -23,7 +23,7 @@ BAD_PARAMETERS = {
     "policy": ("lifo", "'lifo'"),
     "priority_inner_policy": ("auto", "'auto'"),
     "mlfq_starvation_ms": ("0", "0"),
-    "max_num_seqs": ("0", "0"),
+    "max_num_seqs": ("-1", "-1"),
     "max_batched_tokens": ("many", "'many'"),
     "max_queue_size": ("0", "0"),
     "max_queue_size_per_tenant": ("-1", "-1"),
@@ -158,8 +158,8 @@ def test_an_input_declared_with_another_type_is_refused_naming_both(repository):
 
 
 def test_a_model_that_was_mended_loads(repository, expected):
-    repository.add("mended", {"max_num_seqs": "0"})
-    assert_refused(repository, "mended", "max_num_seqs: got 0")
+    repository.add("mended", {"max_num_seqs": "-1"})
+    assert_refused(repository, "mended", "max_num_seqs: got -1")
     repository.configure("mended", {"max_num_seqs": "4"})
     assert repository.load("mended").status_code == 200
     assert repository.answer("mended") == expected
@@ -239,7 +239,7 @@ def test_loading_failing_and_unloading_leave_a_stream_of_another_model_untouched
     alone = Neighbour(repository.launcher, "good", 5000).run()
     repository.add("leaves")
     assert repository.load("leaves").status_code == 200
-    repository.add("fails", {"max_num_seqs": "0"})
+    repository.add("fails", {"max_num_seqs": "-1"})
 
     def come_and_go():
         assert repository.load("fails").status_code == 400

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastserve.core.batch_limits import suitable_limits
+from fastserve.core.batch_limits import fill_in, suitable_limits
+from fastserve.core.planner import StepLimits
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,18 @@ def test_every_running_sequence_can_always_take_a_step():
     for ratio in range(0, 1000, 7):
         limits = suitable_limits(ratio * 1e-3, 1e-3)
         assert limits.max_num_seqs <= limits.max_batched_tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "filled_in"),
+    [
+        ((0, 0), (40, 160)),
+        ((7, 0), (7, 160)),
+        ((0, 300), (40, 300)),
+        ((0, 24), (24, 24)),
+        ((200, 0), (200, 200)),
+        ((200, 300), (200, 300)),
+    ],
+)
+def test_a_limit_that_is_given_stands_and_the_other_is_chosen_so_that_each_sequence_can_take_a_step(given, filled_in):
+    assert fill_in(*given, StepLimits(40, 160)) == StepLimits(*filled_in)

@@ -45,9 +45,9 @@ BAD = [
     ("priority_inner_policy", "priority", "fcfs or skip_join_mlfq or gittins or vtc"),
     ("mlfq_starvation_ms", "0", "from 1 to 1000000000"),
     ("mlfq_starvation_ms", "0.3", "a whole number"),
-    ("max_num_seqs", "0", "from 1 to 4096"),
-    ("max_num_seqs", "4097", "from 1 to 4096"),
-    ("max_batched_tokens", "-5", "from 1 to 65536"),
+    ("max_num_seqs", "-1", "from 0 to 4096"),
+    ("max_num_seqs", "4097", "from 0 to 4096"),
+    ("max_batched_tokens", "-5", "from 0 to 65536"),
     ("max_batched_tokens", "many", "a whole number"),
     ("max_batched_tokens", "1.5", "a whole number"),
     ("max_queue_size", "0", "from 1"),
@@ -119,11 +119,13 @@ def test_a_batch_that_could_not_give_every_sequence_a_token_is_refused():
     with pytest.raises(ConfigError, match=r"^max_batched_tokens: got 16, allowed: at least max_num_seqs \(32\)"):
         parse_config(EngineConfig, {"max_batched_tokens": "16"})
     assert parse_config(EngineConfig, {"max_batched_tokens": "16", "max_num_seqs": "16"}).max_batched_tokens == 16
+    assert parse_config(EngineConfig, {"max_batched_tokens": "16", "max_num_seqs": "0"}).max_num_seqs == 0
+    assert parse_config(EngineConfig, {"max_batched_tokens": "0", "max_num_seqs": "4096"}).max_batched_tokens == 0
 
 
 def test_values_given_in_python_are_checked_like_those_from_strings():
-    with pytest.raises(ConfigError, match=r"^max_num_seqs: got 0"):
-        EngineConfig(max_num_seqs=0)
+    with pytest.raises(ConfigError, match=r"^max_num_seqs: got -1"):
+        EngineConfig(max_num_seqs=-1)
     with pytest.raises(ConfigError, match=r"^kv_cache_memory_fraction: got nan"):
         EngineConfig(kv_cache_memory_fraction=float("nan"))
 

@@ -8,9 +8,10 @@ import pytest
 
 from fastserve.config import EngineConfig
 from fastserve.core.cost_model import CostModel
+from fastserve.core.planner import StepLimits
 from fastserve.engine.cost_file import CostFile
-from fastserve.engine.step_costs import find_costs, log_costs
-from tests.doubles import FakeClock, make_engine
+from fastserve.engine.step_costs import choose_limits, find_costs, log_costs
+from tests.doubles import FakeClock, make_engine, make_request
 from tests.hashing_runner import HashingRunner
 
 
@@ -29,7 +30,7 @@ class SlowRunner(HashingRunner):
 def start(cache):
     clock = FakeClock()
     runner = SlowRunner(clock)
-    engine = make_engine(runner, max_batched_tokens=64, clock=clock)
+    engine = make_engine(runner, num_blocks=200, max_batched_tokens=64, clock=clock)
     find_costs(engine, CostFile(cache, {"model": "a"}), 64, clock)
     return engine, runner
 
@@ -70,3 +71,24 @@ def test_a_policy_that_was_chosen_is_not_explained(caplog):
     with caplog.at_level(logging.INFO):
         log_costs(EngineConfig(policy="gittins"), CostModel(0.006, 0.0015, max_num_seqs=16, max_batched_tokens=256))
     assert "policy auto" not in caplog.text
+
+
+def test_limits_that_are_left_open_are_chosen_from_what_steps_cost_and_the_log_says_why(tmp_path, caplog):
+    engine, runner = start(tmp_path)
+    with caplog.at_level(logging.INFO):
+        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=0), engine)
+    assert engine.scheduler.limits == StepLimits(40, 160)
+    assert (engine.cost_model.max_num_seqs, engine.cost_model.max_batched_tokens) == (40, 160)
+    assert "max_num_seqs 0: 40, because a step costs as much as 10.0 of its tokens" in caplog.text
+    for number in range(50):
+        engine.submit(make_request(number, [number + 1], max_tokens=2))
+    engine.step()
+    assert len(runner.batches[-1].past_seqlens) == 40
+
+
+def test_only_the_limit_that_is_left_open_is_chosen(tmp_path, caplog):
+    engine, _ = start(tmp_path)
+    with caplog.at_level(logging.INFO):
+        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=24), engine)
+    assert engine.scheduler.limits == StepLimits(24, 24)
+    assert "max_batched_tokens 0" not in caplog.text

@@ -127,7 +127,7 @@ def test_a_sequence_comes_back_ahead_of_its_turn_when_there_is_room():
     second = scheduler.sequences[1]
     copier.start(scheduler.begin_swaps(StepPlan((), swapped_out=(second,))))
     copier.let_go = True
-    scheduler._limits = StepLimits(max_num_seqs=1, max_batched_tokens=16)
+    scheduler.limits = StepLimits(max_num_seqs=1, max_batched_tokens=16)
     step_until(engine, lambda: scheduler.swapper.arriving(second))
     engine.step()
     assert (second.status, len(scheduler.sequences)) == (SequenceStatus.RUNNING, 2), "the first has not ended"

@@ -29,6 +29,17 @@ def suitable_limits(base_s: float, token_s: float) -> StepLimits:
     )
 
 
+WIDEST = StepLimits(_SEQUENCES_RANGE[1], _TOKENS_RANGE[1])
+"""Nothing wider is chosen."""
+
+
+def fill_in(max_num_seqs: int, max_batched_tokens: int, fitting: StepLimits) -> StepLimits:
+    """The limits that are given; in place of one that is 0 the ``fitting`` one, as far as each sequence can take a step."""
+    most = max_batched_tokens or fitting.max_batched_tokens
+    sequences = max_num_seqs or min(fitting.max_num_seqs, most)
+    return StepLimits(sequences, max_batched_tokens or max(fitting.max_batched_tokens, sequences))
+
+
 def _within(value: float, bounds: tuple[int, int], multiple: int) -> int:
     low, high = bounds
     return min(max(math.ceil(min(value, high) / multiple) * multiple, low), high)

@@ -90,6 +90,11 @@ class CostModel:
             moments.add(num_tokens, seconds, 1.0)
         self._anchor_at(*moments.line())
 
+    def limit(self, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+        """A step's budgets are these from now on; the estimate stays, what it was learned from is forgotten."""
+        self.max_num_seqs, self.max_batched_tokens = max_num_seqs, max_batched_tokens
+        self._anchor_at(self.base_s, self.token_s)
+
     def step_seconds(self, num_tokens: int) -> float:
         """Of a step over ``num_tokens`` tokens, whosever they are."""
         return self.base_s + self.token_s * num_tokens

@@ -36,7 +36,8 @@ class Scheduler:
         self.prefix_cache = cache
         self.swapper = swapper or Swapper(cache.pool, {})
         self.max_model_len = max_model_len
-        self._limits = limits
+        self.limits = limits
+        """Of the iterations planned from now on."""
         self.policy = policy
         self._queue = Queue(queue)
         self._sequences: dict[int, list[Sequence]] = {}  # by request: its answers that have not ended
@@ -138,7 +139,7 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next iteration; changes nothing."""
-        return Planner(self._limits, self.prefix_cache, self.swapper, self.policy, self.holders, now).plan()
+        return Planner(self.limits, self.prefix_cache, self.swapper, self.policy, self.holders, now).plan()
 
     def begin_swaps(self, plan: StepPlan) -> list[Transfer]:
         """Hand over blocks and slots for the transfers of ``plan``. A failed run does not undo them: the sequences are whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from pathlib import Path
 
 from fastserve.config import EngineConfig
 from fastserve.core.admission import QueueLimits
+from fastserve.core.batch_limits import WIDEST, fill_in
 from fastserve.core.cost_model import CostModel
-from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy, needs_costs
 from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.prefix_cache import PrefixCache
@@ -20,7 +21,7 @@ from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.engine.engine import Engine
 from fastserve.engine.instances import Instance, num_threads_of, shares_weights
 from fastserve.engine.kv_memory import make_kv_memory
-from fastserve.engine.step_costs import find_costs, log_costs
+from fastserve.engine.step_costs import choose_limits, find_costs, log_costs
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up
 from fastserve.errors import ConfigError, ManifestError
 from fastserve.manifest import ModelManifest
@@ -54,6 +55,9 @@ def load_engine(
     if manifest.cache is None or "decoder" not in manifest.graphs:
         raise ManifestError(f"task: got {manifest.task}, allowed: text-generation (a decoder with a KV cache)")
     max_model_len = max_model_len_of(manifest, config)
+    # Until it is known what steps cost, the engine is one for the widest batches that can be chosen.
+    limits = fill_in(config.max_num_seqs, config.max_batched_tokens, WIDEST)
+    widest = dataclasses.replace(config, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     num_threads = num_threads_of(config, instance.num_instances)
     device = device_of(manifest, directory, instance.device_number)
     runner = ModelRunner(
@@ -70,8 +74,7 @@ def load_engine(
     )
     # The weights are in memory now: what is free is what the pool and the tiers below it can have.
     free_memory = read_free_memory() // instance.num_instances if device is HOST else 0
-    memory = make_kv_memory(config, manifest.cache, max_model_len, free_memory, clock, device)
-    limits = StepLimits(config.max_num_seqs, config.max_batched_tokens)
+    memory = make_kv_memory(widest, manifest.cache, max_model_len, free_memory, clock, device)
     cost_model = CostModel(0.0, 0.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     scheduler = Scheduler(
         limits,
@@ -90,12 +93,14 @@ def load_engine(
         position_offset=manifest.position_offset,
         copier=memory.copier,
     )
-    num_tokens = max(1, min(config.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
+    num_tokens = max(1, min(limits.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
     params = SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
-    if needs_costs(config.policy, inner=config.priority_inner_policy):  # of the others no request waits for a profile
-        file = CostFile(cache_directory(), circumstances(manifest, config, num_threads))
+    if widest != config or needs_costs(config.policy, inner=config.priority_inner_policy):  # else nobody waits for a profile
+        file = CostFile(cache_directory(), circumstances(manifest, widest, num_threads))
         find_costs(engine, file, num_tokens, clock)
+        if widest != config:
+            choose_limits(config, engine)
         log_costs(config, cost_model)
     # Nothing of the warm-up stays: a policy that learns would take it for traffic.
     starvation_s = config.mlfq_starvation_ms / 1e3

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from fastserve.config import EngineConfig
-from fastserve.core.batch_limits import suitable_limits
+from fastserve.core.batch_limits import fill_in, suitable_limits
 from fastserve.core.cost_model import CostModel
 from fastserve.core.policy import AUTOMATIC
 from fastserve.core.request import Request, SamplingParams
@@ -62,3 +62,15 @@ def log_costs(config: EngineConfig, costs: CostModel) -> None:
         )
     fitting = suitable_limits(costs.base_s, costs.token_s)
     logger.info("batches of %d sequences and %d tokens suit these costs", fitting.max_num_seqs, fitting.max_batched_tokens)
+
+
+def choose_limits(config: EngineConfig, engine: Engine) -> None:
+    """Give the engine the limits that suit what its steps cost, in place of those that are 0 in ``config``."""
+    costs = engine.cost_model
+    limits = fill_in(config.max_num_seqs, config.max_batched_tokens, suitable_limits(costs.base_s, costs.token_s))
+    engine.scheduler.limits = limits
+    costs.limit(max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
+    for name in ("max_num_seqs", "max_batched_tokens"):
+        if getattr(config, name) == 0:
+            because = f"a step costs as much as {costs.base_s / costs.token_s:.1f} of its tokens"
+            logger.info("%s 0: %d, because %s", name, getattr(limits, name), because)
