@@ -34,7 +34,7 @@ class Sequence:
     The newest output token is never computed yet: it is the input of the next step. The first answer computes the prompt;
     the others begin with its blocks, and no sequence writes to a block that stands in another's table.
 
-    ``block_digests`` and ``num_cached`` are the prefix cache's: digests of its first full blocks, as far as they were asked for,
+    ``block_digests`` and ``num_cached`` are the prefix cache's: digests of its first full blocks, the prompt's from the start,
     and, until it is computed (again), how many tokens the cache held when it came or lost its blocks.
     """
 
