@@ -7,9 +7,15 @@
 constexpr int kPartBytes = kGroupBytes / kParts;
 constexpr int kPartChannels = kPanelChannels / kParts;
 
+// Weights that are asked for while others are multiplied: so many cache lines for each group, from `first` on.
+struct Ahead {
+  const int8_t* first;
+  int lines;
+};
+
 // Rows [row, row + Rows) times Parts neighbouring parts.
 template <int Rows, int Parts>
-static inline void multiply_tile(const QuantizedProblem& problem, int64_t row, int64_t part) {
+static inline void multiply_tile(const QuantizedProblem& problem, int64_t row, int64_t part, Ahead ahead) {
   const Activation* activations = static_cast<const Activation*>(problem.activations) + row * problem.stride;
   const int8_t* weights[Parts];
   Sum sums[Rows][Parts];
@@ -23,6 +29,7 @@ static inline void multiply_tile(const QuantizedProblem& problem, int64_t row, i
   const size_t stride = static_cast<size_t>(problem.stride);
   const size_t groups = static_cast<size_t>(problem.num_groups);
   for (size_t group = 0; group < groups; ++group) {
+    for (int line = 0; line < ahead.lines; ++line, ahead.first += kGroupBytes) __builtin_prefetch(ahead.first);
     Weights columns[Parts];
 #pragma GCC unroll 8
     for (int p = 0; p < Parts; ++p) columns[p] = load_weights(weights[p] + group * kGroupBytes);
@@ -45,23 +52,30 @@ static inline void multiply_tile(const QuantizedProblem& problem, int64_t row, i
 }
 
 template <int Rows, int Parts>
-static inline void multiply_rows(const QuantizedProblem& problem, int64_t row, int64_t count, int64_t part) {
+static inline void multiply_rows(const QuantizedProblem& problem, int64_t row, int64_t count, int64_t part, Ahead ahead) {
   if constexpr (Rows > 1) {
-    if (count < Rows) return multiply_rows<Rows - 1, Parts>(problem, row, count, part);
+    if (count < Rows) return multiply_rows<Rows - 1, Parts>(problem, row, count, part, ahead);
   }
-  multiply_tile<Rows, Parts>(problem, row, part);
+  multiply_tile<Rows, Parts>(problem, row, part, ahead);
 }
 
-// Parts at a time through all rows of the block, so that those weights stay in the nearest cache.
+// Parts at a time through all rows of the block, so that those weights stay in the nearest cache. The first tile would wait for
+// memory while the others compute, so meanwhile all of them ask for the weights that come next, a share each.
 template <int Parts>
 static inline void multiply_parts(const QuantizedProblem& problem, const QuantizedBlock& block, int64_t part) {
   const int64_t last = block.last_panel * kParts;
   const int64_t rows = block.last_row - block.first_row;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  constexpr int kPanels = (Parts + kParts - 1) / kParts;
+  const int64_t lines = (kPanels + tiles - 1) / tiles;  // for each group of each tile
   for (; part + Parts <= last; part += Parts) {
+    const int64_t next = part / kParts + kPanels;
     for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly equal size
       const int64_t row = rows * tile / tiles;
-      multiply_rows<kTileRows, Parts>(problem, block.first_row + row, rows * (tile + 1) / tiles - row, part);
+      const int64_t first = next + tile * lines;  // panel
+      const bool asks = first < block.last_panel && tile * lines < kPanels;
+      const Ahead ahead = {panel_of(problem, asks ? first : 0), asks ? static_cast<int>(lines) : 0};
+      multiply_rows<kTileRows, Parts>(problem, block.first_row + row, rows * (tile + 1) / tiles - row, part, ahead);
     }
   }
   if constexpr (Parts > 1) multiply_parts<Parts / 2>(problem, block, part);
