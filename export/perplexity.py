@@ -36,7 +36,6 @@ LONGEST_WINDOW = 1024
 _BLOCK_SIZE = 16
 _CHUNK = 256
 """Tokens of one run: a row of logits is as long as the vocabulary, so a whole window's may be a gigabyte."""
-_KV_CACHE_DTYPE = "fp32"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,19 +76,19 @@ def perplexity(log_probabilities: ScoreArray) -> float:
 
 
 class ServedLanguageModel:
-    """One exported text-generation model, with a fp32 cache. Not thread-safe."""
+    """One exported text-generation model. Not thread-safe."""
 
-    def __init__(self, directory: Path, manifest: ModelManifest) -> None:
+    def __init__(self, directory: Path, manifest: ModelManifest, *, kv_cache_dtype: str = "fp32") -> None:
         """``directory``: the version folder with the files of ``manifest``. Raises ManifestError, ConfigError or ToolError."""
         if manifest.cache is None or manifest.tokenizer is None or "decoder" not in manifest.graphs:
             raise ManifestError(f"{directory}: {manifest.task}, allowed: a model with a decoder, its cache and a tokenizer")
         self._tokenizer = Tokenizer(directory, manifest.tokenizer)
-        self._runner = ModelRunner(directory, manifest, kv_cache_dtype=_KV_CACHE_DTYPE)
+        self._runner = ModelRunner(directory, manifest, kv_cache_dtype=kv_cache_dtype)
         self._position_offset = manifest.position_offset
         self.window_length = window_length(manifest.model.max_model_len)
         num_blocks = -(-self.window_length // _BLOCK_SIZE)
         self._block_table = range(1, num_blocks + 1)  # block 0 stays empty
-        self._cache = KVCache(manifest.cache, num_blocks + 1, _BLOCK_SIZE, _KV_CACHE_DTYPE)
+        self._cache = KVCache(manifest.cache, num_blocks + 1, _BLOCK_SIZE, kv_cache_dtype)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a whole text, special tokens included."""

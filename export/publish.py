@@ -73,7 +73,7 @@ def staged_version(options: ExportOptions, name: str) -> Iterator[Path]:
     try:
         version = staging / name / str(options.version)
         version.mkdir(parents=True)
-        (staging / name / CONFIG_FILE).write_text(render_config_pbtxt(options.device), encoding="utf-8")
+        (staging / name / CONFIG_FILE).write_text(render_config_pbtxt(options.device, options.dtype), encoding="utf-8")
         yield version
         _publish(staging, check_target(options, name))
     finally:

@@ -1,4 +1,4 @@
-"""FastServe's engine in process, without Triton."""
+"""FastServe's engine in process, without Triton, with the settings that the export wrote into config.pbtxt."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import peer
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from workload import Item
 
 import fastserve
-from fastserve.config import EngineConfig
+from fastserve.config import EngineConfig, parse_config
 from fastserve.core.events import TokenEvent
 from fastserve.core.request import Request, SamplingParams
 from fastserve.engine.loader import load_engine
-from fastserve.export.options import ExportOptions
+from fastserve.export.options import CONFIG_FILE, ExportOptions
 from fastserve.export.text_generation import export_model
 from fastserve.manifest import ModelManifest
 
@@ -26,7 +28,11 @@ NAME = "peer"
 class Engine:
     def __init__(self, arguments: argparse.Namespace) -> None:
         directory = arguments.model / NAME / "1"
-        config = EngineConfig(num_threads=arguments.threads, max_model_len=peer.MAX_MODEL_LEN)
+        text = (directory.parent / CONFIG_FILE).read_text(encoding="utf-8")
+        exported = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
+        settings = {key: value.string_value for key, value in exported.items()}
+        own = {"num_threads": str(arguments.threads), "max_model_len": str(peer.MAX_MODEL_LEN)}
+        config = parse_config(EngineConfig, settings | own)
         self._engine = load_engine(directory, ModelManifest.load(directory), config, time.monotonic)
 
     def add(self, index: int, item: Item) -> None:

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from fastserve.config import EngineConfig, parse_config
 from fastserve.export.config_pbtxt import render_config_pbtxt
-from fastserve.manifest import CUDA
+from fastserve.manifest import CPU, CUDA
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 
 
@@ -35,6 +35,12 @@ def test_for_cuda_it_is_a_gpu_model_and_the_settings_that_the_graph_needs_stand_
     assert (settings.kv_cache_dtype, settings.block_size, settings.kv_cache_bytes) == ("fp16", 256, 4 << 30)
     uncommented = parse(re.sub(r"^# (parameters )", r"\1", text, flags=re.MULTILINE))
     assert len(uncommented.parameters) == len(EngineConfig.__slots__)
+
+
+def test_a_model_in_int8_has_a_cache_in_int8() -> None:
+    config = parse(render_config_pbtxt(CPU, "int8"))
+    settings = parse_config(EngineConfig, {key: value.string_value for key, value in config.parameters.items()})
+    assert settings == EngineConfig(kv_cache_dtype="int8")
 
 
 def test_inputs_and_outputs_are_the_contracts_table() -> None:
