@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from fastserve.errors import InvalidRequest
 
+_MOST = 100.0
+"""Nats a token: more, or what is no number, counts as that much."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Int8Choice:
@@ -38,13 +41,14 @@ def choose_kept(
     What costs most for its size is kept first, since fp32 takes four times the memory and about as much of the time of one token.
     Raises InvalidRequest when nothing would be int8.
     """
+    costs = {name: min(cost, _MOST) if math.isfinite(cost) else _MOST for name, cost in costs.items()}
     kept = set(named)
-    rise = math.expm1(_sum(costs, kept))
+    rise = _rise(costs, kept)
     for name in sorted(costs, key=lambda name: costs[name] / sizes[name], reverse=True):
         if rise * 100 <= max_perplexity_rise:
             break
         kept.add(name)
-        rise = math.expm1(_sum(costs, kept))
+        rise = _rise(costs, kept)
     if len(kept) == len(sizes):
         allowed = f"more, or fewer names in keep_fp32: all of {len(sizes)} products would stay fp32"
         raise InvalidRequest("max_perplexity_rise", max_perplexity_rise, allowed)
@@ -56,8 +60,8 @@ def choose_kept(
     )
 
 
-def _sum(costs: Mapping[str, float], kept: Collection[str]) -> float:
-    return math.fsum(cost for name, cost in costs.items() if name not in kept)
+def _rise(costs: Mapping[str, float], kept: Collection[str]) -> float:
+    return math.expm1(min(math.fsum(cost for name, cost in costs.items() if name not in kept), _MOST))
 
 
 def least(costs: Sequence[Sequence[float]], usual: int) -> int:

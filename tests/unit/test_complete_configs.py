@@ -53,6 +53,7 @@ def test_what_export_and_server_write_is_whole(tmp_path):
         render_config_pbtxt().replace("max_batch_size: 0", "max_batch_size: 8"),  # then a batcher is to stand before it
         render_config_pbtxt().replace('backend: "fastserve"', 'backend: "onnxruntime"'),
         render_config_pbtxt().replace("TYPE_INT64", "TYPE_INT32"),
+        render_encoder_config_pbtxt("reranking", 1024, {}) + "model_transaction_policy { decoupled: true }",
         render_config_pbtxt() + 'parameters { key: "task" value { string_value: "dancing" } }',
         "this is no configuration",
     ],

@@ -13,6 +13,8 @@ import pytest
 
 from fastserve.errors import ToolError
 from fastserve.export import perplexity
+from fastserve.export.config_pbtxt import render_config_pbtxt
+from fastserve.manifest import CPU
 from fastserve.tools import cli
 from fastserve.tools.evaluation import language_model
 from tests.doubles import make_manifest
@@ -48,8 +50,21 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(make_manifest(task="text-generation").to_json())
     (tmp_path / "text.txt").write_text(TEXT)
-    monkeypatch.setattr(perplexity, "ServedLanguageModel", lambda directory, manifest: Model(0.25))
+    monkeypatch.setattr(perplexity, "ServedLanguageModel", lambda directory, manifest, kv_cache_dtype: Model(0.25))
     return ["evaluate", "llm", str(tmp_path / "text.txt"), "--in-process", "--model-repository", str(tmp_path / "repository")]
+
+
+@pytest.mark.parametrize(("dtype", "cache"), [("fp32", "fp32"), ("int8", "int8")])
+def test_the_cache_is_the_one_that_the_models_configuration_asks_for(tmp_path: Path, dtype: str, cache: str) -> None:
+    assert language_model.served_cache_dtype(tmp_path / "1") == "fp32", "without a configuration"
+    (tmp_path / "config.pbtxt").write_text(render_config_pbtxt(CPU, dtype))
+    assert language_model.served_cache_dtype(tmp_path / "1") == cache
+
+
+def test_a_configuration_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text("no configuration")
+    with pytest.raises(ToolError, match=r"config\.pbtxt: "):
+        language_model.served_cache_dtype(tmp_path / "1")
 
 
 @pytest.fixture

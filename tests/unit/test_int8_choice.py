@@ -40,6 +40,11 @@ def test_products_of_unknown_cost_are_named_and_never_kept() -> None:
     assert choice.unknown == ("experts",)
 
 
+@pytest.mark.parametrize("cost", [math.nan, math.inf, 1e4])
+def test_a_product_whose_cost_is_beyond_all_bounds_is_kept(cost: float) -> None:
+    assert choose_kept(COSTS | {"mlp": cost}, SIZES, (), 3).kept == ("mlp",)
+
+
 def test_a_bound_that_leaves_nothing_to_quantise_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"max_perplexity_rise: got 0\.1, allowed: more, .* all of 3 products"):
         choose_kept(COSTS, {name: SIZES[name] for name in COSTS}, (), 0.1)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastserve.errors import FastServeError
-
 DO_NOT_COMPLETE = "--disable-auto-complete-config"
 """Triton's argument; it holds for every model of a server."""
 
@@ -18,13 +16,13 @@ DO_NOT_COMPLETE = "--disable-auto-complete-config"
 def are_complete(repository: Path) -> bool:
     """Whether every model of the repository, at least one, is FastServe's and its config.pbtxt names all of its contract.
 
-    False where that cannot be told: no client package to read the files with, a file that cannot be read or says something wrong.
-    Triton, which then asks the backend, gives the reasons.
+    False where that cannot be told: no client package to read the files with, or one that does not fit the protobuf beside it; a
+    file that cannot be read or says something wrong. Triton, which then asks the backend, gives the reasons.
     """
     try:
-        configs = [_read(folder / "config.pbtxt") for folder in sorted(repository.iterdir()) if folder.is_dir()]
+        configs = [read_config(folder / "config.pbtxt") for folder in sorted(repository.iterdir()) if folder.is_dir()]
         return bool(configs) and all(map(_is_complete, configs))
-    except (ImportError, RuntimeError, OSError, ValueError, KeyError, FastServeError):  # RuntimeError: the client without gRPC
+    except Exception:  # packages that do not fit each other raise whatever they like
         return False
 
 
@@ -35,7 +33,7 @@ def _is_complete(config: dict[str, Any]) -> bool:
     return config.get("backend") == "fastserve" and not gaps(config, contract_of(string_parameters(config)))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """A config.pbtxt as JSON has it. Raises OSError, ImportError, or ValueError for what is no configuration of Triton."""
     from google.protobuf import json_format, text_format
     from tritonclient.grpc import model_config_pb2

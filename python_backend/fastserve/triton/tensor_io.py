@@ -48,10 +48,8 @@ def complete_config(config: Any, contract: Contract) -> None:
         config.set_max_batch_size(contract.max_batch_size)
     if given["max_batch_size"] or contract.max_batch_size:
         config.set_dynamic_batching()
-    if contract.decoupled:
+    if not _is_decoupled(given, contract) and contract.decoupled:
         config.set_model_transaction_policy({"decoupled": True})
-    elif given.get("model_transaction_policy", {}).get("decoupled", False):
-        raise ConfigError("model_transaction_policy: got decoupled: true in config.pbtxt, allowed: false for this task")
 
 
 def gaps(given: Mapping[str, Any], contract: Contract) -> list[str]:
@@ -69,9 +67,17 @@ def gaps(given: Mapping[str, Any], contract: Contract) -> list[str]:
         found.append(f"max_batch_size: {contract.max_batch_size}")
     if (size or contract.max_batch_size) and "dynamic_batching" not in given:
         found.append("dynamic_batching { }")
-    if contract.decoupled and not given.get("model_transaction_policy", {}).get("decoupled", False):
+    if not _is_decoupled(given, contract) and contract.decoupled:
         found.append("model_transaction_policy { decoupled: true }")
     return found
+
+
+def _is_decoupled(given: Mapping[str, Any], contract: Contract) -> bool:
+    """Whether config.pbtxt says so. Raises ConfigError when the task is not."""
+    decoupled = bool(given.get("model_transaction_policy", {}).get("decoupled", False))
+    if decoupled and not contract.decoupled:
+        raise ConfigError("model_transaction_policy: got decoupled: true in config.pbtxt, allowed: false for this task")
+    return decoupled
 
 
 def missing_entries(given: Sequence[Mapping[str, Any]], contract: Sequence[TensorIO], *, kind: str) -> list[dict[str, Any]]:

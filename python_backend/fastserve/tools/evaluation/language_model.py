@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from fastserve.config import GENERATION_TASK
+from fastserve.config import GENERATION_TASK, EngineConfig, parse_config
 from fastserve.errors import ToolError
 from fastserve.manifest import ModelManifest
 from fastserve.tools import console
+from fastserve.tools.complete_configs import read_config
 from fastserve.tools.evaluation.data_file import read_text
 from fastserve.tools.evaluation.display import SERVED, write_json
 from fastserve.tools.evaluation.progress import progress_bar
@@ -129,13 +130,29 @@ def evaluate_language_model(arguments: argparse.Namespace, directory: Path, mani
     return 0 if report.within_tolerance else 1
 
 
+def served_cache_dtype(directory: Path) -> str:
+    """The element type of the KV cache that the config.pbtxt beside a version folder asks for, the default without one.
+
+    Raises ToolError for a file that is no configuration, ConfigError for one that the engine refuses."""
+    from fastserve.triton.services import string_parameters
+
+    file = directory.parent / "config.pbtxt"
+    if not file.is_file():
+        return EngineConfig().kv_cache_dtype
+    try:
+        config = read_config(file)
+    except ValueError as error:
+        raise ToolError(f"{file}: {error}") from None
+    return parse_config(EngineConfig, string_parameters(config)).kv_cache_dtype
+
+
 def _measure(arguments: argparse.Namespace, directory: Path, manifest: ModelManifest) -> PerplexityReport:
     try:
         from fastserve.export import perplexity
     except ModuleNotFoundError as error:
         raise _not_installed(error, "perplexity runs the model", "cpu") from None
     text = read_text(arguments.dataset)
-    served_model = perplexity.ServedLanguageModel(directory, manifest)
+    served_model = perplexity.ServedLanguageModel(directory, manifest, kv_cache_dtype=served_cache_dtype(directory))
     length, token_ids = served_model.window_length, served_model.encode(text)
     windows = perplexity.cut_text(token_ids, length)[: arguments.limit]
     served = _score(served_model, windows, SERVED)

@@ -73,8 +73,9 @@ static inline void multiply_parts(const QuantizedProblem& problem, const Quantiz
     for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly equal size
       const int64_t row = rows * tile / tiles;
       const int64_t first = next + tile * lines;  // panel
-      const bool asks = first < block.last_panel && tile * lines < kPanels;
-      const Ahead ahead = {panel_of(problem, asks ? first : 0), asks ? static_cast<int>(lines) : 0};
+      const int64_t left = tile * lines < kPanels ? block.last_panel - first : 0;
+      const int64_t asked = left < lines ? (left > 0 ? left : 0) : lines;
+      const Ahead ahead = {panel_of(problem, asked > 0 ? first : 0), static_cast<int>(asked)};
       multiply_rows<kTileRows, Parts>(problem, block.first_row + row, rows * (tile + 1) / tiles - row, part, ahead);
     }
   }
