@@ -236,7 +236,7 @@ def test_a_reload_takes_the_new_configuration_and_a_bad_one_leaves_the_old_in_pl
 
 
 def test_loading_failing_and_unloading_leave_a_stream_of_another_model_untouched(repository):
-    alone = Neighbour(repository.launcher, "good", 5000).run()
+    alone = Neighbour(repository.launcher, "good", 15_000).run()
     repository.add("leaves")
     assert repository.load("leaves").status_code == 200
     repository.add("fails", {"max_num_seqs": "-1"})
@@ -245,5 +245,5 @@ def test_loading_failing_and_unloading_leave_a_stream_of_another_model_untouched
         assert repository.load("fails").status_code == 400
         repository.unload("leaves")
 
-    beside = Neighbour(repository.launcher, "good", 5000).run_beside(come_and_go)
+    beside = Neighbour(repository.launcher, "good", 15_000).run_beside(come_and_go)
     assert (beside.ids, beside.text) == (alone.ids, alone.text)
