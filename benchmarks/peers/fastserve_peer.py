@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import peer
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 from workload import Item
 
 import fastserve
@@ -18,9 +16,10 @@ from fastserve.config import EngineConfig, parse_config
 from fastserve.core.events import TokenEvent
 from fastserve.core.request import Request, SamplingParams
 from fastserve.engine.loader import load_engine
-from fastserve.export.options import CONFIG_FILE, ExportOptions
+from fastserve.export.options import ExportOptions
 from fastserve.export.text_generation import export_model
 from fastserve.manifest import ModelManifest
+from fastserve.tools.model_config import parameters_of_version
 
 NAME = "peer"
 
@@ -28,11 +27,8 @@ NAME = "peer"
 class Engine:
     def __init__(self, arguments: argparse.Namespace) -> None:
         directory = arguments.model / NAME / "1"
-        text = (directory.parent / CONFIG_FILE).read_text(encoding="utf-8")
-        exported = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
-        settings = {key: value.string_value for key, value in exported.items()}
         own = {"num_threads": str(arguments.threads), "max_model_len": str(peer.MAX_MODEL_LEN)}
-        config = parse_config(EngineConfig, settings | own)
+        config = parse_config(EngineConfig, parameters_of_version(directory) | own)
         self._engine = load_engine(directory, ModelManifest.load(directory), config, time.monotonic)
 
     def add(self, index: int, item: Item) -> None:

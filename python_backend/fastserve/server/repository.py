@@ -11,6 +11,7 @@ from fastserve.config import GENERATION_TASK, TASK_PARAMETER, EncoderConfig, Eng
 from fastserve.errors import ConfigError, ToolError
 from fastserve.export.options import CONFIG_FILE
 from fastserve.tools.client import CLIENT_COMMAND
+from fastserve.tools.model_config import parse_model_config
 
 _BARE_CONFIG = 'backend: "fastserve"\n'
 
@@ -60,7 +61,7 @@ def lay_out_function(repository: Path, name: str, config: str) -> None:
 
 
 def _changed(text: str, source: Path, task: str, changes: Changes) -> str:
-    config, text_format = _parsed(text, source)
+    config = _parsed(text, source)
     config.ClearField("name")  # the folder's
     if changes.batch_size is not None and task != GENERATION_TASK:
         config.max_batch_size = changes.batch_size
@@ -73,17 +74,16 @@ def _changed(text: str, source: Path, task: str, changes: Changes) -> str:
         config.parameters[TASK_PARAMETER].string_value = task
     for key, value in engine_parameters(task, changes).items():
         config.parameters[key].string_value = value
+    from google.protobuf import text_format
+
     return str(text_format.MessageToString(config))
 
 
-def _parsed(text: str, source: Path) -> tuple[Any, Any]:
-    """Triton's own ModelConfig, and the module that reads and writes it."""
+def _parsed(text: str, source: Path) -> Any:
+    """Triton's own ModelConfig."""
     try:
-        from google.protobuf import text_format
-        from tritonclient.grpc import model_config_pb2
+        return parse_model_config(text)
     except ImportError as error:
         raise ToolError(f"{error.name} is not installed: {CLIENT_COMMAND}") from None
-    try:
-        return text_format.Parse(text, model_config_pb2.ModelConfig()), text_format
-    except text_format.ParseError as error:
+    except ValueError as error:
         raise ToolError(f"{source}: is no configuration of Triton ({error})") from None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastserve.tools.model_config import read_model_config
+
 DO_NOT_COMPLETE = "--disable-auto-complete-config"
 """Triton's argument; it holds for every model of a server."""
 
@@ -20,7 +22,7 @@ def are_complete(repository: Path) -> bool:
     file that cannot be read or says something wrong. Triton, which then asks the backend, gives the reasons.
     """
     try:
-        configs = [read_config(folder / "config.pbtxt") for folder in sorted(repository.iterdir()) if folder.is_dir()]
+        configs = [read_model_config(folder) for folder in sorted(repository.iterdir()) if folder.is_dir()]
         return bool(configs) and all(map(_is_complete, configs))
     except Exception:  # packages that do not fit each other raise whatever they like
         return False
@@ -31,17 +33,3 @@ def _is_complete(config: dict[str, Any]) -> bool:
     from fastserve.triton.tensor_io import gaps
 
     return config.get("backend") == "fastserve" and not gaps(config, contract_of(string_parameters(config)))
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """A config.pbtxt as JSON has it. Raises OSError, ImportError, or ValueError for what is no configuration of Triton."""
-    from google.protobuf import json_format, text_format
-    from tritonclient.grpc import model_config_pb2
-
-    text = file.read_text(encoding="utf-8")
-    try:
-        config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise ValueError(str(error)) from None
-    found: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
-    return found

@@ -20,10 +20,10 @@ from fastserve.config import GENERATION_TASK, EngineConfig, parse_config
 from fastserve.errors import ToolError
 from fastserve.manifest import ModelManifest
 from fastserve.tools import console
-from fastserve.tools.complete_configs import read_config
 from fastserve.tools.evaluation.data_file import read_text
 from fastserve.tools.evaluation.display import SERVED, write_json
 from fastserve.tools.evaluation.progress import progress_bar
+from fastserve.tools.model_config import parameters_of_version
 
 SOURCE = "source"
 DEFAULT_TOLERANCE = 1e-4
@@ -134,16 +134,11 @@ def served_cache_dtype(directory: Path) -> str:
     """The element type of the KV cache that the config.pbtxt beside a version folder asks for, the default without one.
 
     Raises ToolError for a file that is no configuration, ConfigError for one that the engine refuses."""
-    from fastserve.triton.services import string_parameters
-
-    file = directory.parent / "config.pbtxt"
-    if not file.is_file():
-        return EngineConfig().kv_cache_dtype
     try:
-        config = read_config(file)
+        parameters = parameters_of_version(directory)
     except ValueError as error:
-        raise ToolError(f"{file}: {error}") from None
-    return parse_config(EngineConfig, string_parameters(config)).kv_cache_dtype
+        raise ToolError(str(error)) from None
+    return parse_config(EngineConfig, parameters).kv_cache_dtype
 
 
 def _measure(arguments: argparse.Namespace, directory: Path, manifest: ModelManifest) -> PerplexityReport:
