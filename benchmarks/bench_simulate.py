@@ -73,15 +73,12 @@ def run(case: Case, jobs: Sequence[workload.Job], arguments: argparse.Namespace)
     return {"trace": name, "regime": case.regime, **row, "simulated_in_s": time.perf_counter() - started}
 
 
-def load_jobs(trace: str, arguments: argparse.Namespace) -> list[workload.Job]:
-    chance, count = random.Random(arguments.seed), arguments.requests
-    jobs = workload.synthetic_jobs(count, chance) if trace == workload.SYNTHETIC else workload.read_trace(Path(trace))
-    return workload.take(workload.clip(jobs[arguments.skip :], CLIP), count, chance)
-
-
 def run_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each case, in the order of the arguments."""
-    jobs = {trace: load_jobs(trace, arguments) for trace in arguments.trace}
+    jobs = {
+        trace: workload.draw(trace, CLIP, arguments.requests, random.Random(arguments.seed), skip=arguments.skip)
+        for trace in arguments.trace
+    }
     columns = TextColumn("simulations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     found: dict[Case, dict[str, Any]] = {}
     with Progress(*columns, console=Console(stderr=True)) as progress, ProcessPoolExecutor(arguments.processes) as pool:

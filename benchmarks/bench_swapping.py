@@ -38,12 +38,7 @@ ROOMY = 10_000_000
 
 
 def requests(arguments: argparse.Namespace, machine: Machine) -> list[workload.Job]:
-    chance = random.Random(SEED)
-    if arguments.trace == workload.SYNTHETIC:
-        jobs = workload.synthetic_jobs(arguments.requests, chance)
-    else:
-        jobs = workload.read_trace(Path(arguments.trace))
-    jobs = workload.take(workload.clip(jobs, CLIP), arguments.requests, chance)
+    jobs = workload.draw(arguments.trace, CLIP, arguments.requests, random.Random(SEED))
     return workload.arrive(jobs, arguments.load, machine.cost_model(), pattern="poisson", random_=random.Random(SEED))
 
 

@@ -89,11 +89,7 @@ def serve(engine: Engine, jobs: Sequence[workload.Job], requests: Sequence[Reque
 
 def draw_jobs(arguments: argparse.Namespace) -> list[workload.Job]:
     chance = random.Random(SEED)
-    if arguments.trace == workload.SYNTHETIC:
-        jobs = workload.synthetic_jobs(arguments.requests, chance)
-    else:
-        jobs = workload.read_trace(Path(arguments.trace))
-    jobs = workload.take(workload.clip(jobs, CLIP), arguments.requests, chance)
+    jobs = workload.draw(arguments.trace, CLIP, arguments.requests, chance)
     now, arriving = 0.0, []
     for job in jobs:
         arriving.append(dataclasses.replace(job, arrival_s=now))

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         display.require_matplotlib()
     machine = _machine(arguments)
-    jobs = _jobs(arguments)
+    jobs = workload.draw(arguments.trace, arguments.clip, arguments.requests, random.Random(arguments.seed))
     rows = _simulate_all(arguments, jobs, machine)
     out = console.stdout()
     out.print(f"{len(jobs)} requests of {arguments.trace}, {_lengths(jobs)} (clipped to {arguments.clip} tokens together)")
@@ -108,15 +108,6 @@ def _machine(arguments: argparse.Namespace) -> Machine:
         link_bytes_per_s=arguments.link_gb_per_s * 1e9,
         kv_bytes_per_token=arguments.kv_bytes_per_token,
     )
-
-
-def _jobs(arguments: argparse.Namespace) -> list[workload.Job]:
-    chance = random.Random(arguments.seed)
-    if arguments.trace == workload.SYNTHETIC:
-        jobs = workload.synthetic_jobs(arguments.requests or 2000, chance)
-    else:
-        jobs = workload.read_trace(Path(arguments.trace))
-    return workload.take(workload.clip(jobs, arguments.clip), arguments.requests or len(jobs), chance)
 
 
 def _simulate_all(arguments: argparse.Namespace, jobs: Sequence[workload.Job], machine: Machine) -> list[dict[str, Any]]:

@@ -120,6 +120,13 @@ def synthetic_jobs(count: int, random_: random.Random) -> list[Job]:
     return [Job(max(1, round(lengths(4.8, 1.1))), max(1, round(lengths(5.0, 1.0)))) for _ in range(count)]
 
 
+def draw(trace: str, limit: int, count: int | None, random_: random.Random, *, skip: int = 0) -> list[Job]:
+    """``count`` jobs (None: all, or 2,000) of a file for :func:`read_trace` but for the first ``skip``, or invented ones when
+    ``trace`` is :data:`SYNTHETIC`, clipped to ``limit`` tokens. Raises ToolError."""
+    jobs = synthetic_jobs(count or 2000, random_) if trace == SYNTHETIC else read_trace(Path(trace))
+    return take(clip(jobs[skip:], limit), count or len(jobs), random_)
+
+
 def clip(jobs: Sequence[Job], limit: int) -> list[Job]:
     """Jobs that fit a model of ``limit`` tokens: outputs of at most half of it, prompts of at most the rest."""
     clipped = []
