@@ -29,7 +29,7 @@ from fastserve.core.request import Request, SamplingParams
 from fastserve.engine.engine import Engine
 from fastserve.engine.loader import load_engine
 from fastserve.manifest import ModelManifest
-from fastserve.profiler.command import find_version
+from fastserve.profiler.command import find_version, setting
 from fastserve.worker.kv_cache import bytes_per_block
 
 LONG = 1_000_000
@@ -143,11 +143,6 @@ COLUMNS = (
     ("P99/med.", "beside_p99_by_median", ".2f"),
     ("TTFT, s", "first_token_s", ".1f"),
 )
-
-
-def setting(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    return key, value
 
 
 def main() -> int:

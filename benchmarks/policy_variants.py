@@ -58,4 +58,4 @@ VARIANTS = {
 
 def register() -> None:
     """Make them policies of this process that a simulation can be asked for."""
-    INNER_POLICIES.update(VARIANTS)
+    INNER_POLICIES.update({name: lambda costs, _, make=make: make(costs) for name, make in VARIANTS.items()})

@@ -23,9 +23,10 @@ _GPU_SETTINGS = {
     "kv_cache_bytes": (4 << 30, "of the GPU's memory; it is not guessed what of it is free"),
 }
 """Engine settings of a model for CUDA that are not the defaults: value, reason."""
+INT8_KV_CACHE_DTYPE = "int8"
 _INT8_SETTINGS = {
     "kv_cache_dtype": (
-        "int8",
+        INT8_KV_CACHE_DTYPE,
         "as the weights are: 27 % of fp32's memory at head size 64, and of what a token reads of its context",
     ),
 }

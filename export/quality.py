@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastserve.errors import InvalidRequest
+from fastserve.export.config_pbtxt import INT8_KV_CACHE_DTYPE
 from fastserve.export.perplexity import (
     ScoreArray,
     ServedLanguageModel,
@@ -23,9 +24,6 @@ from fastserve.export.perplexity import (
 )
 from fastserve.export.prose import QUALITY_PROSE
 from fastserve.manifest import ModelManifest
-
-KV_CACHE_DTYPE = "int8"
-"""What config.pbtxt asks for, of a model in int8."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def _read(model: Any, window: TextWindow) -> tuple[ScoreArray, TokenArray]:
 def measure_quality(directory: Path, manifest: ModelManifest, source: SourceQuality) -> dict[str, float]:
     """The measures for the manifest, with the KV cache that its config.pbtxt asks for. ``perplexity_rise_error``: standard error
     of perplexity / perplexity_fp32, as if tokens were independent. Raises StepFailed or ManifestError."""
-    served = ServedLanguageModel(directory, manifest, kv_cache_dtype=KV_CACHE_DTYPE)
+    served = ServedLanguageModel(directory, manifest, kv_cache_dtype=INT8_KV_CACHE_DTYPE)
     found = [served.read(window) for window in source.windows]
     scores, likeliest = (np.concatenate(parts) for parts in zip(*found, strict=True))
     ratio = perplexity(scores) / perplexity(source.scores)

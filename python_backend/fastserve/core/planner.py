@@ -239,7 +239,7 @@ class Planner:
         resident = [each for each in self._holders if not (each in running or each.search or swapper.stays(each))]
         sizes = {sequence: len(sequence.block_table) for sequence in resident}
         sizes |= {sequence: len(stored.slots) for sequence, stored in swapper.stored.items()}
-        times = next_schedule_times(self._policy, list(sizes), self._limits.max_num_seqs, swapper.pace.step_s, self._now)
+        times = next_schedule_times(self._policy, sizes, self._limits.max_num_seqs, swapper.pace.step_s, self._now)
         out, into = choose_swaps(
             [Movable(sequence, sizes[sequence], times[sequence]) for sequence in resident],
             [Movable(sequence, sizes[sequence], times[sequence]) for sequence in swapper.stored],

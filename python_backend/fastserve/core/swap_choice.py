@@ -117,7 +117,7 @@ def next_schedule_times(
     known = {sequence: estimate for sequence, estimate in estimates.items() if estimate is not None}
     if len(known) == len(estimates):
         return known
-    return {sequence: place // batch_size * step_s for place, sequence in enumerate(policy.among(sequences, now))}
+    return {sequence: place // batch_size * step_s for place, sequence in enumerate(policy.among(estimates, now))}
 
 
 def choose_swaps(

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="above 0: sampled (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, prompts and sampling (default: 0)")
     parser.add_argument(
-        "--set", action="append", default=[], type=_setting, metavar="KEY=VALUE", help="a setting as in config.pbtxt"
+        "--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help="a setting as in config.pbtxt"
     )
     parser.add_argument("--profile", action="store_true", help="where the run itself goes, by ONNX Runtime's own profile")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
@@ -140,7 +140,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[..., None]]:
         yield lambda tokens, what=None: progress.update(bar, advance=tokens, description=what)
 
 
-def _setting(text: str) -> tuple[str, str]:
+def setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed: KEY=VALUE")

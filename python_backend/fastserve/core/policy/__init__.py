@@ -12,14 +12,14 @@ from fastserve.core.policy.protocol import Policy
 from fastserve.core.policy.skip_join_mlfq import STARVATION_S, SkipJoinMLFQ
 from fastserve.core.policy.vtc import VirtualTokenCounter
 
-INNER_POLICIES: dict[str, Callable[[CostModel], Policy]] = {
-    "fcfs": lambda cost_model: FirstComeFirstServed(),
-    "skip_join_mlfq": SkipJoinMLFQ,
-    "gittins": GittinsIndex,
-    "vtc": lambda cost_model: VirtualTokenCounter(),
+INNER_POLICIES: dict[str, Callable[[CostModel, float], Policy]] = {
+    "fcfs": lambda cost_model, starvation_s: FirstComeFirstServed(),
+    "skip_join_mlfq": lambda cost_model, starvation_s: SkipJoinMLFQ(cost_model, starvation_s=starvation_s),
+    "gittins": lambda cost_model, starvation_s: GittinsIndex(cost_model),
+    "vtc": lambda cost_model, starvation_s: VirtualTokenCounter(),
 }
-"""By the name used in configuration; those that may also rule inside a priority class. The keys equal
-``fastserve.config.INNER_POLICIES``, which a test checks."""
+"""Made from a cost model and MLFQ's alpha, by the name used in configuration; those that may also rule inside a priority class.
+The keys equal ``fastserve.config.INNER_POLICIES``, which a test checks."""
 
 _COST_AWARE = frozenset({"skip_join_mlfq", "gittins"})
 
@@ -32,15 +32,9 @@ shorter. The longest answers pay: PERFORMANCE.md has the tables."""
 def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs", starvation_s: float = STARVATION_S) -> Policy:
     """The policy called ``name``, one of ``fastserve.config.POLICIES``. ``inner``: of ``priority``, inside a class.
     ``starvation_s``: of ``skip_join_mlfq``, also as ``inner``."""
-
-    def make(name: str) -> Policy:
-        if name == "skip_join_mlfq":
-            return SkipJoinMLFQ(cost_model, starvation_s=starvation_s)
-        return INNER_POLICIES[name](cost_model)
-
     if name == "priority":
-        return PriorityClasses(lambda: make(inner))
-    return make(AUTOMATIC if name == "auto" else name)
+        return PriorityClasses(lambda: INNER_POLICIES[inner](cost_model, starvation_s))
+    return INNER_POLICIES[AUTOMATIC if name == "auto" else name](cost_model, starvation_s)
 
 
 def needs_costs(name: str, *, inner: str = "fcfs") -> bool:
