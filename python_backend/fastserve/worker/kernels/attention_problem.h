@@ -83,6 +83,7 @@ struct WorkItem {
   int64_t last_span;
   int32_t split;         // which split attention it is a part of; -1: none, it covers all that its queries see
   float* partial;        // of a part: where its rows' partial results go, partial_stride floats each
+  bool writes;           // its sequence has one new token, whose key and value the item puts into their slot itself
   int64_t cost;          // relative work, for balancing
 };
 

@@ -13,7 +13,8 @@
 //    in pieces sees exactly what it would see fed at once.
 //
 // key_cache and value_cache are inputs written in place: they must be bound by the caller (never produced by a node, never
-// an initializer), belong to one node alone, and not be read by anyone else during the run.
+// an initializer), belong to one node alone, and not be read by anyone else during the run. What a sequence with one new token
+// writes, no other sequence of the run reads.
 #include "paged_attention_op.h"
 
 #include <algorithm>
@@ -85,17 +86,21 @@ struct PagedAttentionKernel {
                                    : call.cache_type == ort::kFloat16 ? kernels.half_cache
                                                                       : kernels.int8_cache;
     const size_t heads = static_cast<size_t>(problem.kv_num_heads);
-    const size_t chunks = (static_cast<size_t>(problem.num_tokens) + kStrip - 1) / kStrip;
-    parallel_for(api, context, chunks * heads,
-                 [&](size_t i) { scatter(problem, static_cast<int64_t>(i / heads), static_cast<int>(i % heads)); });
     WorkPlan plan = plan_work(problem, kSharesOfThread * hardware_threads());
-    parallel_for(api, context, plan.items.size(), [&](size_t i) {
-      const WorkItem& item = plan.items[i];
-      attend(problem, item);
-      if (item.split < 0) return;
-      SplitAttention& split = plan.splits[static_cast<size_t>(item.split)];
-      // Whoever finishes last sees what the others wrote.
-      if (split.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) kernels.combine_parts(problem, split.whole, split.parts);
+    parallel_for(api, context, plan.writes.size() * heads, [&](size_t i) {
+      const NewTokens tokens = plan.writes[i / heads];
+      scatter(problem, tokens.first, tokens.last, static_cast<int>(i % heads));
+    });
+    parallel_for(api, context, plan.turns.size(), [&](size_t turn) {
+      const size_t last = plan.turns[turn].last;
+      for (size_t i = plan.turns[turn].first; i < last; ++i) {
+        const WorkItem& item = plan.items[i];
+        attend(problem, item, i + 1 < last ? &plan.items[i + 1] : nullptr);
+        if (item.split < 0) continue;
+        SplitAttention& split = plan.splits[static_cast<size_t>(item.split)];
+        // Whoever finishes last sees what the others wrote.
+        if (split.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) kernels.combine_parts(problem, split.whole, split.parts);
+      }
     });
   }
 

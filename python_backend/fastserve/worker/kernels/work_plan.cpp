@@ -11,11 +11,31 @@ constexpr size_t kMostPartials = size_t{4} << 20;
 
 int64_t spans_end(int64_t positions) { return (positions + kSpan - 1) / kSpan; }
 
+// Whether the sequence's new token is written by the items that attend with it, so that nobody waits until all tokens are
+// written: it is the only one, and one item for each key/value head sees it.
+bool writes_itself(const AttentionProblem& problem, int64_t sequence) {
+  const int32_t first = problem.cumulative_sequence_length[sequence];
+  return problem.cumulative_sequence_length[sequence + 1] - first == 1 &&
+         problem.num_heads / problem.kv_num_heads <= kMaxRows;
+}
+
+std::vector<NewTokens> tokens_to_write(const AttentionProblem& problem) {
+  std::vector<NewTokens> writes;
+  for (int64_t s = 0; s < problem.num_seqs; ++s) {
+    if (writes_itself(problem, s)) continue;
+    const int64_t last = problem.cumulative_sequence_length[s + 1];
+    for (int64_t first = problem.cumulative_sequence_length[s]; first < last; first += kStrip)
+      writes.push_back({first, std::min(first + kStrip, last)});
+  }
+  return writes;
+}
+
 std::vector<WorkItem> cut(const AttentionProblem& problem) {
   const int group = problem.num_heads / problem.kv_num_heads;  // query heads that share a key/value head
   const int heads_at_once = std::min(group, kMaxRows);
   const int queries_at_once = kMaxRows / heads_at_once;
   std::vector<WorkItem> items;
+  items.reserve(static_cast<size_t>((problem.num_seqs + problem.num_tokens / queries_at_once) * problem.kv_num_heads));
   for (int64_t s = 0; s < problem.num_seqs; ++s) {
     const int32_t tokens = problem.cumulative_sequence_length[s + 1] - problem.cumulative_sequence_length[s];
     for (int32_t first = 0; first < tokens; first += queries_at_once) {
@@ -24,6 +44,7 @@ std::vector<WorkItem> cut(const AttentionProblem& problem) {
       item.first_query = first;
       item.num_queries = std::min<int32_t>(queries_at_once, tokens - first);
       item.split = -1;
+      item.writes = writes_itself(problem, s);
       const int64_t position = static_cast<int64_t>(problem.past_seqlens[s]) + first;
       const int64_t seen = std::min(position + item.num_queries, problem.window + item.num_queries);
       item.first_span = std::max<int64_t>(0, position - problem.window + 1) / kSpan;
@@ -67,9 +88,28 @@ void add_parts(const AttentionProblem& problem, const WorkItem& whole, float* pa
     part.split = static_cast<int32_t>(plan.splits.size());
     part.partial = parts + static_cast<size_t>(span) * (floats / static_cast<size_t>(spans));
     part.cost = whole.cost / spans;
+    part.writes = whole.writes && span == spans - 1;
     plan.items.push_back(part);
   }
   plan.splits.emplace_back(whole, parts);
+}
+
+// Neighbouring items of the same queries, whose blocks lie side by side, while they are no more than a fair share.
+std::vector<Turn> take_turns(const std::vector<WorkItem>& items, int64_t fair_share) {
+  std::vector<Turn> turns;
+  turns.reserve(items.size());
+  int64_t cost = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const WorkItem& item = items[i];
+    cost += item.cost;
+    if (i > 0 && cost <= fair_share && item.sequence == items[i - 1].sequence && item.first_query == items[i - 1].first_query) {
+      turns.back().last = i + 1;
+    } else {
+      turns.push_back({i, i + 1});
+      cost = item.cost;
+    }
+  }
+  return turns;
 }
 
 }  // namespace
@@ -82,6 +122,8 @@ WorkPlan plan_work(const AttentionProblem& problem, int shares) {
   for (const WorkItem& item : items) total += item.cost;
   std::vector<WorkItem> split;
   WorkPlan plan;
+  plan.writes = tokens_to_write(problem);
+  plan.items.reserve(items.size());
   size_t floats = 0;
   for (const WorkItem& item : items) {
     const size_t more = floats_of_parts(problem, item);
@@ -97,7 +139,8 @@ WorkPlan plan_work(const AttentionProblem& problem, int shares) {
     add_parts(problem, item, parts, plan);
     parts += floats_of_parts(problem, item);
   }
-  std::stable_sort(plan.items.begin(), plan.items.end(), dearer);
+  if (!split.empty()) std::stable_sort(plan.items.begin(), plan.items.end(), dearer);
+  plan.turns = take_turns(plan.items, 2 * total / shares);
   return plan;
 }
 

@@ -169,7 +169,7 @@ static inline void attend_tile(const AttentionProblem& problem, const WorkItem& 
 }
 
 template <class Element>
-static void attend(const AttentionProblem& problem, const WorkItem& item) {
+static void attend(const AttentionProblem& problem, const WorkItem& item, const WorkItem* after) {
   Scratch scratch;
   const int rows = item.num_queries * item.num_heads;
   const Visible visible = visible_to_item(problem, item);
@@ -178,12 +178,20 @@ static void attend(const AttentionProblem& problem, const WorkItem& item) {
   Tile<Element> next{};
   next.values.stride = static_cast<size_t>(problem.head_size);
   next.values.size = problem.head_size;
-  next.first_position = visible.first / kTile * kTile;
-  locate(problem, item, visible, next);
-  while (next.first_position < visible.last) {
+  locate_first(problem, item, next);
+  for (int64_t position = next.first_position; position < visible.last; position += kTile) {
     tile = next;
-    next.first_position += kTile;
-    locate(problem, item, visible, next);
+    const bool last = position + kTile >= visible.last;
+    if (!last) {
+      next.first_position += kTile;
+      locate(problem, item, visible, next);
+    } else if (after != nullptr) {
+      locate_first(problem, *after, next);
+    }
+    if (last && item.writes) {
+      const int64_t token = problem.cumulative_sequence_length[item.sequence];
+      scatter<Element>(problem, token, token + 1, item.kv_head);
+    }
     if constexpr (kHasScales<Element>) ask_for_scales(next);
     const ValuesAhead<Element> values_ahead{tile};
     const KeysAhead<Element> keys_ahead = KeysAhead<Element>::of(problem, next);
@@ -194,7 +202,7 @@ static void attend(const AttentionProblem& problem, const WorkItem& item) {
         attend_tile<count.value>(problem, item, tile, row, scratch, NothingAhead{}, NothingAhead{});
       }
     });
-    if (next.first_position % kSpan == 0 || next.first_position >= visible.last) close_span(problem, item, scratch);
+    if (last || (position + kTile) % kSpan == 0) close_span(problem, item, scratch);
   }
   if (item.partial != nullptr) return;
   for (int row = 0; row < rows; ++row) finish(problem, item, row, scratch.sums[row]);

@@ -9,10 +9,11 @@ namespace fastserve {
 
 // Those that know the element type of the caches.
 struct CacheKernels {
-  // Writes the keys and values of tokens [16 * chunk, 16 * chunk + 16) of one head into the caches.
-  void (*scatter)(const AttentionProblem& problem, int64_t chunk, int kv_head);
-  // Computes the output rows of a work item, reading keys and values from the caches only.
-  void (*attend)(const AttentionProblem& problem, const WorkItem& item);
+  // Writes the keys and values of tokens [first, last), kStrip at most, of one head into the caches.
+  void (*scatter)(const AttentionProblem& problem, int64_t first, int64_t last, int kv_head);
+  // Computes the output rows of a work item, reading keys and values from the caches only. `after`: the item that the thread
+  // computes next, or null; its memory is asked for ahead.
+  void (*attend)(const AttentionProblem& problem, const WorkItem& item, const WorkItem* after);
 };
 
 // One instruction set's kernels. Work items are independent and may run on any thread at the same time.

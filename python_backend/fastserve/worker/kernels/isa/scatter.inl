@@ -55,10 +55,8 @@ static void scatter_keys(const AttentionProblem& problem, const StoredRow<Elemen
 
 // Contract: slots are -1 or inside the pool, and no two tokens of a run share one.
 template <class Element>
-static void scatter(const AttentionProblem& problem, int64_t chunk, int kv_head) {
+static void scatter(const AttentionProblem& problem, int64_t first, int64_t last, int kv_head) {
   const int size = problem.head_size;
-  const int64_t first = chunk * kStrip;
-  const int64_t last = smaller(first + kStrip, problem.num_tokens);
   StoredRow<Element> keys[kStrip];
   StoredRow<Element> value;
   Element* key_places[kStrip];

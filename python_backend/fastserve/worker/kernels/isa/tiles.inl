@@ -65,6 +65,14 @@ static inline void locate(const AttentionProblem& problem, const WorkItem& item,
   }
 }
 
+// The first tile of an item.
+template <class Element>
+static inline void locate_first(const AttentionProblem& problem, const WorkItem& item, Tile<Element>& tile) {
+  const Visible visible = visible_to_item(problem, item);
+  tile.first_position = visible.first / kTile * kTile;
+  locate(problem, item, visible, tile);
+}
+
 // A block of one head is often just one memory page or less, where the processor's own prefetching ends. So the scores of a
 // tile ask for its values, line by line, and the sums of its values for the keys of the next tile.
 //
