@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -279,8 +279,9 @@ class RecordingMetrics:
         self.snapshots: list[EngineStats] = []
         self.endings: list[str] = []
 
-    def update(self, stats: EngineStats) -> None:
+    def update(self, stats: EngineStats) -> Iterator[None]:
         self.snapshots.append(stats)
+        yield
 
     def count_endings(self, ending: str, count: int) -> None:
         self.endings += [ending] * count

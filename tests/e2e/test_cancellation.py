@@ -197,7 +197,7 @@ def test_cancelling_some_of_several_leaves_the_tokens_of_the_others(server):
 
 
 def sampled(seed):
-    parameters = {"seed": seed, "ignore_eos": True, "max_tokens": 1500}
+    parameters = {"seed": seed, "ignore_eos": True, "max_tokens": 5000}
     return question(parameters, text_input="one two three", stream=True, returns=("output_ids",))
 
 

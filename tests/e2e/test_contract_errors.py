@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.e2e.metrics_page import read_metric, wait_until
+from tests.e2e.metrics_page import PATIENCE_S, read_metric, wait_until
 from tests.e2e.test_contract_wire import (
     Refused,
     ask_grpc,
@@ -28,7 +29,7 @@ from tests.e2e.test_contract_wire import (
 
 TEXT = {"text_input": "hello"}
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 10_000}
-NEIGHBOUR_TOKENS = 700
+NEIGHBOUR_TOKENS, POOL_TOKENS = 700, 300
 PROMPT_NEEDED = "text_input: got '', allowed: a prompt that is not empty (or input_ids, or messages)"
 NOT_AN_OBJECT = 'allowed: a JSON object such as {"max_tokens": 100}'
 
@@ -169,15 +170,17 @@ def refuse(server, wrong):
 class Neighbour:
     """A stream that is read in its own thread while something else happens."""
 
-    def __init__(self, server, model, tokens=NEIGHBOUR_TOKENS):
-        self._server = server
-        parameters = {"max_tokens": tokens, "ignore_eos": True, "seed": 3}
-        self._message = grpc_message(model, question(parameters, text_input="one two", stream=True, returns=("output_ids",)))
+    def __init__(self, server, model, tokens=NEIGHBOUR_TOKENS, most=15_000):
+        """``most``: tokens that it may be given when ``tokens`` turn out to be too few."""
+        self._server, self._model, self.tokens, self._most = server, model, tokens, most
         self.is_running, self.ended_at, self.ids, self.text = threading.Event(), 0.0, [], ""
 
     def run(self):
+        self.ids, self.text = [], ""
+        parameters = {"max_tokens": self.tokens, "ignore_eos": True, "seed": 3}
+        message = grpc_message(self._model, question(parameters, text_input="one two", stream=True, returns=("output_ids",)))
         with open_channel(self._server) as channel:
-            for row in rows_of(start_call(channel, self._message)):
+            for row in rows_of(start_call(channel, message)):
                 self.ids += row.values["output_ids"]
                 self.text += row.values["text_output"][0]
                 if len(self.ids) >= 20:
@@ -185,37 +188,41 @@ class Neighbour:
         self.ended_at = time.monotonic()
         return self
 
-    def run_beside(self, action: Callable[[], object], attempts=5):
-        """Do ``action`` in the middle of the stream; again, if a busy machine let the stream end before it was done."""
+    def run_beside(self, action: Callable[[], object], attempts=12):
+        """Do ``action`` in the middle of the stream; again, beside a longer one, if that ended before it was done."""
         for _ in range(attempts):
-            self.is_running, self.ids, self.text = threading.Event(), [], ""
+            self.is_running = threading.Event()
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 future = pool.submit(self.run)
-                assert self.is_running.wait(30)
+                assert self.is_running.wait(PATIENCE_S)
                 action()
                 done_at = time.monotonic()
                 future.result()
             if done_at < self.ended_at:
                 return self
-        raise AssertionError("the neighbour was always over too early: give it more tokens")
+            self.tokens = min(2 * self.tokens, self._most)
+        raise AssertionError(f"the neighbour was always over too early, with {self.tokens} tokens too")
 
 
 @pytest.fixture(scope="module")
 def alone(server):
-    """What the neighbour of each model gets when nobody else asks: (ids, text)."""
-    neighbours = {
-        name: Neighbour(server, name, tokens).run()
-        for name, tokens in (("llama-long", NEIGHBOUR_TOKENS), ("llama-tiny-pool", 300))
-    }
-    return {name: (neighbour.ids, neighbour.text) for name, neighbour in neighbours.items()}
+    """What the neighbour of a model gets when nobody else asks, by the model and its number of tokens: (ids, text)."""
+
+    @functools.cache
+    def run(model, tokens):
+        neighbour = Neighbour(server, model, tokens).run()
+        return neighbour.ids, neighbour.text
+
+    return run
 
 
 @pytest.mark.parametrize("wrong", EVERY_WRONG)
 def test_an_error_says_what_is_wrong_and_leaves_its_neighbour_untouched(server, alone, wrong):
-    model = wrong.model if wrong.model in alone else "llama-long"
-    neighbour = Neighbour(server, model, len(alone[model][0]))
-    neighbour.run_beside(lambda: refuse(server, wrong))
-    assert (neighbour.ids, neighbour.text) == alone[model]
+    model, tokens, most = "llama-long", NEIGHBOUR_TOKENS, 15_000
+    if wrong.model == "llama-tiny-pool":
+        model, tokens, most = wrong.model, POOL_TOKENS, POOL_TOKENS
+    neighbour = Neighbour(server, model, tokens, most).run_beside(lambda: refuse(server, wrong))
+    assert (neighbour.ids, neighbour.text) == alone(model, neighbour.tokens)
 
 
 @pytest.mark.parametrize("wrong", IN_JSON)
@@ -234,7 +241,7 @@ def test_what_triton_cannot_read_over_http_is_refused(server, alone, body, statu
 
     neighbour = Neighbour(server, "llama-long")
     neighbour.run_beside(refuse_it)
-    assert (neighbour.ids, neighbour.text) == alone["llama-long"]
+    assert (neighbour.ids, neighbour.text) == alone("llama-long", neighbour.tokens)
 
 
 def test_a_full_queue_refuses_at_once_and_those_in_it_are_untouched(server):

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from fastserve.tasks.sampling_parameters import PARAMETERS
-from tests.e2e.test_contract_wire import Refused, ask_grpc, ask_http, grpc_message, post, question
+from tests.e2e.metrics_page import wait_until
+from tests.e2e.test_cancellation import LONG_PROMPT, MODEL, cancelled
+from tests.e2e.test_contract_wire import (
+    Refused,
+    ask_grpc,
+    ask_http,
+    grpc_message,
+    open_channel,
+    post,
+    question,
+    rows_of,
+    start_call,
+)
 
 TURN = {"role": "user", "content": "hello"}
 GOOD = {
@@ -171,12 +183,20 @@ def test_each_request_parameter_of_generate_is_honoured(server, key):
     )
 
 
-def test_the_word_false_is_false_in_a_request_parameter(server):
-    asked = question(returns=("finish_reason",), text_input="hello") | {"temperature": 0, "max_tokens": 4}
+def test_the_words_true_and_false_say_whether_to_stream_in_a_request_parameter(server):
     (row,) = ask_grpc(server, grpc_message("llama", question(text_input="hello"), max_tokens=4, stream="false"))
     assert row.final
-    rows = ask_grpc(server, grpc_message("llama", question(text_input="hello"), max_tokens=60, ignore_eos="true", stream="true"))
-    assert len(rows) > 1
+    message = grpc_message(MODEL, question(input_ids=LONG_PROMPT), max_tokens=10_000, ignore_eos="true", stream="true")
+    before = cancelled(server)
+    with open_channel(server) as channel:
+        call = start_call(channel, message)
+        assert not next(rows_of(call)).final, "an answer of ten seconds came whole"
+        call.cancel()
+        wait_until(lambda: cancelled(server) == before + 1)
+
+
+def test_the_word_false_is_false_in_a_request_parameter(server):
+    asked = question(returns=("finish_reason",), text_input="hello") | {"temperature": 0, "max_tokens": 4}
     outcomes = [
         ask_http(server, "llama", asked | {"exclude_input_in_output": False} | {"ignore_eos": word})
         for word in ("false", "False", "0", False, 0)

@@ -104,7 +104,7 @@ def test_turns_of_conversations_taken_from_the_prefix_cache_equal_transformers(s
             [*prompt, *answer.output_ids, *(rng.randrange(3, model.config.vocab_size) for _ in range(rng.randint(1, 20)))]
             for prompt, answer in zip(said, answers, strict=True)
         ]
-    wait_until(lambda: read_metric(server, "vllm:prefix_cache_hits_total", name) - before >= 8 * 16, 5)
+    wait_until(lambda: read_metric(server, "vllm:prefix_cache_hits_total", name) - before >= 8 * 16)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import re
 import httpx
 import pytest
 
-from tests.e2e.metrics_page import PATIENCE_S, read_metric, wait_until
+from tests.e2e.metrics_page import PATIENCE_S, read_metric, settled, wait_until
 from tests.e2e.served_models import SERVED
 from tests.e2e.test_contract_wire import Refused, ask_grpc, grpc_message, open_channel, question, start_call
 
@@ -56,6 +56,14 @@ def counters(server, model=MODEL):
     return {family: read_metric(server, family, model) for family, kind in FAMILIES.items() if kind == "counter"}
 
 
+def grown(server, before, family, growth):
+    """By how much each counter has grown since ``before``, once ``family`` has by ``growth`` and no number changes any more: each
+    is told to the page on its own."""
+    wait_until(lambda: read_metric(server, family, MODEL) >= before[family] + growth)
+    after = settled(lambda: counters(server))
+    return {name: after[name] - before[name] for name in after}
+
+
 def endings(server, model=MODEL):
     names = (*ENDINGS, "cancelled")
     return {name: read_metric(server, "fastserve:requests_total", model, ending=name) for name in names}
@@ -82,9 +90,7 @@ def test_every_model_has_a_line_with_its_name_and_version(server, family):
 def test_tokens_and_iterations_of_a_request_are_counted_exactly(server):
     before = counters(server)
     ask_grpc(server, grpc_message(MODEL, question({"max_tokens": 5, "ignore_eos": True}, input_ids=[40] * 7)))
-    wait_until(lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) >= before["vllm:generation_tokens_total"] + 5)
-    after = counters(server)
-    growth = {family: after[family] - before[family] for family in after}
+    growth = grown(server, before, "fastserve:iterations_total", 5)
     seconds = growth.pop("fastserve:iteration_seconds_total")
     assert growth == {
         "vllm:prompt_tokens_total": 7,
@@ -107,19 +113,17 @@ def test_several_answers_are_one_request_with_one_prompt_and_the_tokens_of_all(s
     before = counters(server)
     parameters = {"max_tokens": 5, "ignore_eos": True, "n": 3, "temperature": 1}
     ask_grpc(server, grpc_message(MODEL, question(parameters, input_ids=[40] * 7)))
-    wait_until(lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) >= before["vllm:generation_tokens_total"] + 15)
-    after = counters(server)
+    growth = grown(server, before, "fastserve:iterations_total", 5)
     names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "fastserve:requests_total", "fastserve:iterations_total")
-    assert [after[name] - before[name] for name in names] == [7, 15, 1, 5]
+    assert [growth[name] for name in names] == [7, 15, 1, 5]
 
 
 def test_a_prompt_in_chunks_counts_every_token_once(server):
     before = counters(server)
     ask_grpc(server, grpc_message(MODEL, question({"max_tokens": 1, "ignore_eos": True}, input_ids=[40] * 100)))
-    wait_until(lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) > before["vllm:generation_tokens_total"])
-    after = counters(server)
-    assert after["vllm:prompt_tokens_total"] - before["vllm:prompt_tokens_total"] == 100
-    assert after["fastserve:iterations_total"] - before["fastserve:iterations_total"] == 3  # 48 tokens each
+    growth = grown(server, before, "vllm:generation_tokens_total", 1)
+    assert growth["vllm:prompt_tokens_total"] == 100
+    assert growth["fastserve:iterations_total"] == 3  # 48 tokens each
 
 
 def test_tokens_from_the_prefix_cache_are_counted_and_told_and_their_blocks_shown(server):
@@ -129,13 +133,10 @@ def test_tokens_from_the_prefix_cache_are_counted_and_told_and_their_blocks_show
         message = grpc_message(MODEL, question({"max_tokens": 1}, input_ids=prompt, returns=("timing",)))
         (row,) = ask_grpc(server, message)
         assert json.loads(row.values["timing"][0])["cached_tokens"] == hits
-    wait_until(
-        lambda: read_metric(server, "vllm:generation_tokens_total", MODEL) >= before["vllm:generation_tokens_total"] + 2, 5
-    )
-    after = counters(server)
+    growth = grown(server, before, "vllm:generation_tokens_total", 2)
     names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:prompt_tokens_total")
-    assert [after[name] - before[name] for name in names] == [80, 32, 80]
-    wait_until(lambda: read_metric(server, "fastserve:kv_blocks_used", MODEL) == 0, 5)
+    assert [growth[name] for name in names] == [80, 32, 80]
+    wait_until(lambda: read_metric(server, "fastserve:kv_blocks_used", MODEL) == 0)
     cached = read_metric(server, "fastserve:kv_blocks_cached", MODEL)
     assert 2 <= cached <= read_metric(server, "fastserve:kv_blocks_free", MODEL)
 

@@ -195,13 +195,13 @@ def test_an_unload_lets_a_running_stream_finish_and_then_nothing_is_left(reposit
     assert repository.load(name).status_code == 200
     (stub,) = repository.stubs(name)
     with open_channel(repository.launcher) as channel:
-        rows = rows_of(start_call(channel, stream_of(name, 2500)))
+        rows = rows_of(start_call(channel, stream_of(name, 12_000)))
         first = next(rows)
         repository.unload(name)
         assert repository.state(name)[0] == "UNLOADING" and not repository.is_ready(name)
         rest = list(rows)
     tokens = sum(row.values["num_output_tokens"][0] for row in [first, *rest])
-    assert tokens == 2500 and rest[-1].values["finish_reason"] == ["length"] and rest[-1].final
+    assert tokens == 12_000 and rest[-1].values["finish_reason"] == ["length"] and rest[-1].final
     wait_until(lambda: not stub.is_running() and repository.state(name) == ("UNAVAILABLE", "unloaded"))
     assert repository.stubs(name) == []
     assert repository.load(name).status_code == 200

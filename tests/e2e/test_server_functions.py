@@ -26,10 +26,13 @@ class Recorder:
     def __init__(self):
         self.batches = []
         self.models = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def __call__(self, model, texts, parameters):
         self.models.append(model)
         self.batches.append(list(texts))
+        assert self.may_answer.wait(WAIT_S)
         if "fail" in texts:
             raise LookupError("the label is unknown")
         return [{"text": text, "parameters": parameters} for text in texts]
@@ -101,10 +104,16 @@ def test_a_function_gets_its_model_and_answers_one_text_or_many_in_order(server,
 
 def test_requests_that_come_together_are_batched_and_no_batch_is_too_large(server, recorder):
     recorder.batches.clear()
-    server.infer([str(index) for index in range(200)])
+    recorder.may_answer.clear()
+    asked = in_background(server.infer, [str(index) for index in range(200)])
+    try:
+        wait_until(lambda: len(server._resources.host._queue) >= 4, WAIT_S)
+    finally:
+        recorder.may_answer.set()
+    assert len(asked.result(WAIT_S)) == 200
     sizes = [len(batch) for batch in recorder.batches]
     assert sum(sizes) == 200
-    assert max(sizes) <= 4 and len(sizes) < 150
+    assert max(sizes) == 4
 
 
 def test_the_rows_of_one_request_stay_together_and_come_back_in_order(server, recorder):

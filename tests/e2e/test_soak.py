@@ -26,7 +26,7 @@ def random_request(rng: random.Random) -> tuple[str, GenerateRequest]:
     kind = rng.choices(("plain", "cancel", "bad"), (75, 15, 10))[0]
     parameters = {"max_tokens": rng.randint(1, 40), "temperature": rng.choice((0, 1)), "ignore_eos": rng.random() < 0.5}
     if rng.random() < 0.1:
-        parameters["deadline_ms"] = rng.randint(1, 50)
+        parameters["deadline_ms"] = rng.choice((1, rng.randint(1, 50)))
     if rng.random() < 0.3:
         parameters["stop"] = rng.choice(("e", "th", ["\n", "zz"]))
     if parameters["temperature"] and rng.random() < 0.3:

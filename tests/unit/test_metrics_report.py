@@ -29,7 +29,7 @@ def test_the_first_news_are_sent_at_once(report, sink):
     report.show(EngineStats(steps=1))
     report.count("stop")
     assert report.has_news
-    report.send_when_due(busy=True)
+    report.send_when_due(busy=True, called_away=lambda: False)
     assert (sink.snapshots, sink.endings) == ([EngineStats(steps=1)], ["stop"])
     assert not report.has_news
 
@@ -37,16 +37,41 @@ def test_the_first_news_are_sent_at_once(report, sink):
 @pytest.mark.parametrize(("busy", "seconds"), [(False, REPORT_S), (True, BUSY_REPORT_S)])
 def test_news_wait_until_the_last_report_is_long_enough_ago(report, sink, clock, busy, seconds):
     report.count("stop")
-    report.send_when_due(busy=busy)
+    report.send_when_due(busy=busy, called_away=lambda: False)
     for steps in (2, 3):
         report.show(EngineStats(steps=steps))
         report.count("length")
         clock.advance(seconds / 4)
-        report.send_when_due(busy=busy)
+        report.send_when_due(busy=busy, called_away=lambda: False)
     assert (sink.snapshots, sink.endings) == ([], ["stop"]) and report.has_news
     clock.advance(seconds / 2)
-    report.send_when_due(busy=busy)
+    report.send_when_due(busy=busy, called_away=lambda: False)
     assert (sink.snapshots, sink.endings) == ([EngineStats(steps=3)], ["stop", "length", "length"])
+
+
+def test_whoever_is_called_away_sends_one_number_at_a_time_and_the_newer_news_after_them(report, sink, clock):
+    report.count("stop")
+    report.count("length")
+    report.show(EngineStats(steps=1))
+    for sent in (1, 2):
+        report.send_when_due(busy=True, called_away=lambda: True)
+        assert (len(sink.endings), sink.snapshots) == (sent, [])
+    report.count("stop")
+    report.show(EngineStats(steps=2))
+    report.send_when_due(busy=True, called_away=lambda: False)
+    assert (len(sink.endings), sink.snapshots) == (2, [EngineStats(steps=1)]) and report.has_news
+    clock.advance(BUSY_REPORT_S)
+    report.send_when_due(busy=True, called_away=lambda: False)
+    assert (len(sink.endings), sink.snapshots) == (3, [EngineStats(steps=1), EngineStats(steps=2)]) and not report.has_news
+
+
+def test_what_is_left_of_a_report_is_sent_in_the_end(report, sink):
+    report.count("stop")
+    report.show(EngineStats(steps=1))
+    report.send_when_due(busy=True, called_away=lambda: True)
+    report.show(EngineStats(steps=2))
+    report.send()
+    assert (sink.endings, sink.snapshots) == (["stop"], [EngineStats(steps=1), EngineStats(steps=2)])
 
 
 def test_equal_endings_are_one_message(report, sink):

@@ -8,7 +8,7 @@ from fastserve.engine.engine_thread import EngineStopped
 from fastserve.engine.stats import EngineStats
 from fastserve.errors import ResponderFailed, ShuttingDown, StepFailed
 from fastserve.triton import responder as responder_module
-from tests.doubles import RecordingMetrics
+from tests.doubles import RecordingChannel, RecordingMetrics
 from tests.unit.test_responder import Scene
 
 
@@ -32,6 +32,30 @@ def test_metrics_that_cannot_be_written_cost_nobody_an_answer(caplog):
     assert [channel.endings for channel in (failing, stopped, neighbour)] == [1, 1, 1]
     assert neighbour.text() == "Ab"
     assert "could not be counted" in caplog.text
+
+
+def test_a_token_that_comes_while_numbers_are_sent_goes_out_before_the_next_number():
+    order = []
+
+    class Metrics(RecordingMetrics):
+        def update(self, stats):
+            order.append("a number")
+            scene.tokens(1, "a")
+            yield
+            order.append("another")
+            scene.outbox.put(EngineStopped())
+            yield
+
+    class Channel(RecordingChannel):
+        def send(self, tensors, *, final):
+            order.append("a token")
+
+    scene = Scene(Metrics())
+    scene.open(1, channel=Channel())
+    scene.outbox.put(EngineStats(running=1))
+    scene.responder.start()
+    scene.join()
+    assert order == ["a number", "a token", "another"]
 
 
 def test_tokens_that_wait_for_a_slow_responder_go_out_together_and_errors_after_them():

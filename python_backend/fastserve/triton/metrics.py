@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -76,16 +77,18 @@ class TritonMetrics:
             self._families[family.name] = pb_utils.MetricFamily(name=family.name, description=family.description, kind=kind)
         return self._families[family.name].Metric(labels=self._labels | labels)
 
-    def update(self, stats: EngineStats) -> None:
-        """Show a snapshot. Only what changed is sent."""
+    def update(self, stats: EngineStats) -> Iterator[None]:
+        """Shows a snapshot. Only what changed is sent."""
         for field, metric in self._gauges.items():
             if getattr(stats, field) != self._shown.get(field, 0):
                 metric.set(getattr(stats, field))
                 self._shown[field] = getattr(stats, field)
+                yield
         for field, metric in self._counters.items():
             if (growth := getattr(stats, field) - self._shown.get(field, 0)) > 0:
                 metric.increment(growth)
                 self._shown[field] = getattr(stats, field)
+                yield
 
     def count_endings(self, ending: str, count: int) -> None:
         if ending not in self._endings:
@@ -96,8 +99,9 @@ class TritonMetrics:
 class NoMetrics:
     """When the server was started without metrics."""
 
-    def update(self, stats: EngineStats) -> None:
+    def update(self, stats: EngineStats) -> Iterator[None]:
         del stats
+        return iter(())
 
     def count_endings(self, ending: str, count: int) -> None:
         del ending, count

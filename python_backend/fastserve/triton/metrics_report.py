@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from fastserve.engine.stats import EngineStats
@@ -20,9 +21,11 @@ request that has just come."""
 
 
 class MetricsSink(Protocol):
-    """Where numbers go. Every method may block on the server."""
+    """Where numbers go. Each may block on the server."""
 
-    def update(self, stats: EngineStats) -> None: ...
+    def update(self, stats: EngineStats) -> Iterator[None]:
+        """Shows a snapshot, one number in each step of the iterator."""
+
     def count_endings(self, ending: str, count: int) -> None: ...
 
 
@@ -36,10 +39,11 @@ class MetricsReport:
         self._last = clock() - BUSY_REPORT_S
         self._stats: EngineStats | None = None
         self._endings: Counter[str] = Counter()
+        self._sending: Iterator[None] | None = None  # what is left of a report that was begun
 
     @property
     def has_news(self) -> bool:
-        return self._stats is not None or bool(self._endings)
+        return self._sending is not None or self._stats is not None or bool(self._endings)
 
     def show(self, stats: EngineStats) -> None:
         """A newer snapshot takes the place of one that was not sent yet."""
@@ -49,24 +53,42 @@ class MetricsReport:
         """One request ended."""
         self._endings[ending] += 1
 
-    def send_when_due(self, *, busy: bool) -> None:
-        """Send the news, if there is any and the last report is long enough ago. ``busy``: whether somebody waits."""
-        if self.has_news and self._clock() - self._last >= (BUSY_REPORT_S if busy else REPORT_S):
-            self.send()
-            self._last = self._clock()
+    def send_when_due(self, *, busy: bool, called_away: Callable[[], bool]) -> None:
+        """Send the news, if there is any and the last report is long enough ago. ``busy``: whether somebody waits.
+        ``called_away``: asked after each number; the rest follows in the next calls, at least one number in each."""
+        if self._sending is None:
+            if not self.has_news or self._clock() - self._last < (BUSY_REPORT_S if busy else REPORT_S):
+                return
+            self._sending = self._numbers()
+        for _ in self._sending:
+            if called_away():
+                return
+        self._sending = None
+        self._last = self._clock()
 
     def send(self) -> None:
-        """Send the news."""
-        for ending, count in self._endings.items():
-            self._guard(functools.partial(self._sink.count_endings, ending, count), "endings could not be counted")
-        self._endings.clear()
-        if self._stats is not None:
-            self._guard(functools.partial(self._sink.update, self._stats), "metrics could not be updated")
-            self._stats = None
+        """Send all there is."""
+        for _ in itertools.chain(self._sending or (), self._numbers()):
+            pass
+        self._sending = None
 
-    def _guard(self, action: Callable[[], None], problem: str) -> None:
-        """Do what Triton may refuse; no answer may depend on it."""
-        try:
-            action()
-        except Exception:
-            logger.exception(problem)
+    def _numbers(self) -> Iterator[None]:
+        """Sends the news, one number in each step."""
+        endings, self._endings = self._endings, Counter()
+        stats, self._stats = self._stats, None
+        for ending, count in endings.items():
+            with _logged("endings could not be counted"):
+                self._sink.count_endings(ending, count)
+            yield
+        if stats is not None:
+            with _logged("metrics could not be updated"):
+                yield from self._sink.update(stats)
+
+
+@contextlib.contextmanager
+def _logged(problem: str) -> Iterator[None]:
+    """Around what Triton may refuse; no answer may depend on it."""
+    try:
+        yield
+    except Exception:
+        logger.exception(problem)

@@ -117,7 +117,7 @@ class Responder:
                 logger.exception("the responder failed; every open request ends")
                 for stream in list(self._streams.values()):
                     self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
-            self._report.send_when_due(busy=bool(self._streams))
+            self._report.send_when_due(busy=bool(self._streams), called_away=lambda: not self._outbox.empty())
             stopped = any(isinstance(message, EngineStopped) for message in messages)
         for stream in list(self._streams.values()):
             self._withdraw(stream, ShuttingDown("the model was unloaded before the request finished"))
