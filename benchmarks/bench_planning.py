@@ -31,6 +31,7 @@ from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_work import StepCosts
 
 RUNNING, WAITING = 256, (10_000, 100_000)
 POOLS = ("roomy", "full", "repeated")
@@ -56,9 +57,9 @@ class Queue:
     """A scheduler that always has as many sequences as it began with."""
 
     def __init__(self, policy: str, waiting: int, pool_tokens: int, *, repeated: bool) -> None:
-        costs = CostModel(0.006, 0.0001, max_num_seqs=RUNNING, max_batched_tokens=2048)
+        costs = CostModel(StepCosts(0.006, 0.0001, pair_s=1e-7), max_num_seqs=RUNNING, max_batched_tokens=2048)
         self.scheduler = Scheduler(
-            StepLimits(RUNNING, 2048),
+            StepLimits(RUNNING, 2048, costs.pair_tokens),
             PrefixCache(BlockPool(pool_tokens // 16, 16)),
             make_policy(policy, costs, inner="gittins"),
             max_model_len=2048,

@@ -27,6 +27,7 @@ from policy_workload import MARGIN, Ask, Ending, asks_of, ending_near, parameter
 from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
+from fastserve.core.step_work import StepCosts
 from fastserve.errors import FastServeError, ToolError
 from fastserve.manifest import ModelManifest
 from fastserve.simulator.simulation import Machine, Run, simulate
@@ -191,8 +192,7 @@ def predict(found: Mapping[str, Any], arguments: argparse.Namespace) -> list[dic
 
 def _machine(costs: Sequence[float], arguments: argparse.Namespace) -> Machine:
     return Machine(
-        costs[0],
-        costs[1],
+        StepCosts(costs[0], costs[1]),
         max_num_seqs=arguments.max_seqs,
         max_batched_tokens=arguments.max_batched_tokens,
         max_model_len=arguments.max_model_len,

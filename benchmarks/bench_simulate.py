@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from simulation_tables import COMPUTED_AGAIN, POLICIES, show
 
+from fastserve.core.step_work import StepCosts
 from fastserve.simulator import summary, workload
 from fastserve.simulator.simulation import Machine, simulate
 
 CLIP = 2048
 REGIMES = {
-    "compute": Machine(6e-3, 1.5e-3, link_bytes_per_s=5e9),
-    "memory": Machine(36e-3, 0.1e-3, link_bytes_per_s=16e9, kv_bytes_per_token=819_200),
+    "compute": Machine(StepCosts(6e-3, 1.5e-3), link_bytes_per_s=5e9),
+    "memory": Machine(StepCosts(36e-3, 0.1e-3), link_bytes_per_s=16e9, kv_bytes_per_token=819_200),
 }
 """Seconds of a step, and of each token in it. Between pool and tier: memory to memory, and PCIe with a larger model's KV."""
 LOADS = (0.5, 0.7, 0.9, 1.0, 1.2)

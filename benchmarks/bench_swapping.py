@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fastserve.config import PREEMPTION
+from fastserve.core.step_work import StepCosts
 from fastserve.simulator import workload
 from fastserve.simulator.simulation import Machine, Run, simulate
 from fastserve.simulator.summary import row
@@ -25,10 +26,10 @@ from fastserve.simulator.summary import row
 CLIP = 2048
 MACHINES = {
     "each token costs (6 ms + 1.5 ms a token, 45 KiB of KV a token, 5 GB/s)": Machine(
-        0.006, 0.0015, max_model_len=CLIP + 1, kv_bytes_per_token=46_080, link_bytes_per_s=5e9
+        StepCosts(0.006, 0.0015), max_model_len=CLIP + 1, kv_bytes_per_token=46_080, link_bytes_per_s=5e9
     ),
     "each step costs (36 ms + 0.1 ms a token, 800 KiB of KV a token, 16 GB/s)": Machine(
-        0.036, 0.0001, max_model_len=CLIP + 1, kv_bytes_per_token=819_200, link_bytes_per_s=16e9
+        StepCosts(0.036, 0.0001), max_model_len=CLIP + 1, kv_bytes_per_token=819_200, link_bytes_per_s=16e9
     ),
 }
 POLICIES = ("skip_join_mlfq", "gittins", "fcfs")

@@ -21,6 +21,7 @@ from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_work import StepCosts
 from fastserve.core.swapper import Swapper, Tier
 from fastserve.engine.encoder_engine import EncoderEngine
 from fastserve.engine.engine import Engine
@@ -87,13 +88,17 @@ def make_engine(
     num_slots: Mapping[Tier, int] | None = None,
     proactive: bool = True,
     chance: random.Random | None = None,
+    pair_s: float = 0.0,
 ) -> Engine:
     """A real engine over a :class:`HashingRunner` (or ``runner``). ``inner``: order inside a class of policy ``priority``.
+    ``pair_s``: what the cost model begins with, see ``StepCosts``.
     ``num_slots``: of the tiers below the pool; their copier is a :class:`LateCopier`, which ``chance`` drives."""
-    cost_model = CostModel(0.01, 0.002, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
+    cost_model = CostModel(
+        StepCosts(0.01, 0.002, pair_s=pair_s), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens
+    )
     pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(
-        StepLimits(max_num_seqs, max_batched_tokens),
+        StepLimits(max_num_seqs, max_batched_tokens, cost_model.pair_tokens),
         PrefixCache(pool, mode=prefix_cache),
         make_policy(policy, cost_model, inner=inner),
         max_model_len=max_model_len,

@@ -19,12 +19,11 @@ from typing import Any
 from fastserve.config import INNER_POLICIES, POLICIES
 from fastserve.core.events import Event
 from fastserve.core.invariants import violations
-from fastserve.core.plan import StepPlan
 from fastserve.core.request import FinishReason, Request, SamplingParams
-from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import SequenceStatus
 from fastserve.errors import DeadlineExceeded, FastServeError, QueueFull, RequestTooLong, StepFailed
 from tests.beam_schedules import BEAM_EVENT_KINDS, count_beams
+from tests.chunk_events import CHUNK_KINDS, PAIR_SECONDS, bounded_chunks, found_blocks
 from tests.constraint_doubles import SumConstraint
 from tests.doubles import Outcome, TickingClock, collect, make_engine, run_to_end
 from tests.random_requests import random_request
@@ -40,14 +39,13 @@ EVENT_KINDS = (
     "preempted siblings",
     "copied blocks",
     "found tokens",
-    "found whole prompts",
-    "found again after preemption",
     "evicted blocks",
     "conversations that went on",
     "failed runs",
     "withdrawn answers",
     "completed constraints",
     *BEAM_EVENT_KINDS,
+    *CHUNK_KINDS,
     "FinishReason.STOP",
     "FinishReason.LENGTH",
     "aborted",
@@ -67,6 +65,7 @@ def engine_settings(rng: random.Random) -> dict[str, Any]:
         "max_batched_tokens": most + rng.choice((0, 8, 15, 48)),
         "max_queue_size": rng.choice((10, 100)),
         "max_queue_size_per_tenant": rng.choice((0, 8)),
+        "pair_s": rng.choice(PAIR_SECONDS),
         "inner": rng.choice(INNER_POLICIES),
         "prefix_cache": rng.choice(("on", "on", "on", "per_tenant", "off")),
         **random_tiers(rng),
@@ -204,29 +203,12 @@ def failed_runs(schedule: Schedule) -> Iterator[None]:
     schedule.seen["failed runs"] += before - len(schedule.runner.failures)
 
 
-@contextmanager
-def found_blocks(schedule: Schedule) -> Iterator[None]:
-    scheduler = schedule.engine.scheduler
-    reserve = scheduler.reserve
-
-    def count(plan: StepPlan) -> Reservation:
-        for chunk in plan.chunks:
-            if chunk.cached_blocks:
-                whole = chunk.start < len(chunk.cached_blocks) * scheduler.pool.block_size
-                schedule.seen["found whole prompts"] += whole
-                schedule.seen["found again after preemption"] += chunk.sequence.num_preemptions > 0
-        return reserve(plan)
-
-    scheduler.reserve = count  # type: ignore[method-assign]
-    yield
-    del scheduler.reserve
-
-
 WATCHERS: tuple[Callable[[Schedule], AbstractContextManager[None]], ...] = (
     preempted_siblings,
     copied_blocks,
     failed_runs,
     found_blocks,
+    bounded_chunks,
     lambda schedule: count_beams(schedule.engine.scheduler, schedule.seen),
     one_way,
 )

@@ -37,6 +37,7 @@ from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_work import StepCosts
 from fastserve.worker import kernels
 from fastserve.worker.kernels.quantized_weight import pack_weight
 
@@ -86,7 +87,7 @@ def step_sizes(lengths: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """Of each step of the real scheduler with its defaults, all requests at once: tokens, rows of logits, context tokens read."""
     defaults = EngineConfig()
     limits = StepLimits(defaults.max_num_seqs, defaults.max_batched_tokens)
-    costs = CostModel(0.0, 1.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
+    costs = CostModel(StepCosts(0.0, 1.0), max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     longest = max(prompt + output for prompt, output in lengths) + 1
     pool = BlockPool(limits.max_num_seqs * (longest // defaults.block_size + 1), defaults.block_size)
     scheduler = Scheduler(

@@ -112,9 +112,9 @@ def test_warm_up_and_profile_find_nothing_and_leave_nothing_to_be_found(
 ) -> None:
     steps: list[int] = []
     monkeypatch.setenv("FASTSERVE_CACHE", str(tmp_path))  # what steps cost is not known yet
-    monkeypatch.setattr(CostModel, "observe", lambda model, num_tokens, seconds: steps.append(num_tokens))
+    monkeypatch.setattr(CostModel, "observe", lambda model, work, seconds: steps.append(work.tokens))
     export = decoder_exports("llama")
     config = EngineConfig(policy="gittins", kv_cache_bytes=1 << 22, num_threads=1)
     stats = load_engine(export.directory, export.manifest, config, FakeClock()).stats()
-    assert [num_tokens for num_tokens in steps if num_tokens > 1] == [254, 252, 127, 63]
+    assert [num_tokens for num_tokens in steps if num_tokens > 1] == [254, 252, 127, 63, 15, 16, 16, 16, 16]
     assert (stats.blocks_cached, stats.blocks_used, stats.prefix_queries) == (0, 0, 0)

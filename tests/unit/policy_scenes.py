@@ -6,11 +6,12 @@ from fastserve.core.cost_model import CostModel
 from fastserve.core.policy.protocol import Policy
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.sequence import Sequence
+from fastserve.core.step_work import StepCosts
 
 
 def make_costs(base_s: float = 0.5, token_s: float = 0.5, max_num_seqs: int = 4, max_batched_tokens: int = 1000) -> CostModel:
     """The shortest step takes 1 s unless the costs are given."""
-    return CostModel(base_s, token_s, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
+    return CostModel(StepCosts(base_s, token_s), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens)
 
 
 class PolicyScene:

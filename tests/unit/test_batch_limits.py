@@ -6,6 +6,7 @@ import pytest
 
 from fastserve.core.batch_limits import fill_in, suitable_limits
 from fastserve.core.planner import StepLimits
+from fastserve.core.step_work import StepCosts
 
 
 @pytest.mark.parametrize(
@@ -20,13 +21,18 @@ from fastserve.core.planner import StepLimits
     ],
 )
 def test_the_limits_grow_with_what_a_step_costs_beside_its_tokens(base_ms, token_ms, sequences, tokens):
-    limits = suitable_limits(base_ms / 1e3, token_ms / 1e3)
+    limits = suitable_limits(StepCosts(base_ms / 1e3, token_ms / 1e3))
     assert (limits.max_num_seqs, limits.max_batched_tokens) == (sequences, tokens)
+
+
+def test_where_drawing_a_token_costs_more_than_computing_one_fewer_sequences_suit():
+    limits = suitable_limits(StepCosts(0.006, 0.0005, row_s=0.001))
+    assert (limits.max_num_seqs, limits.max_batched_tokens) == (16, 192)
 
 
 def test_every_running_sequence_can_always_take_a_step():
     for ratio in range(0, 1000, 7):
-        limits = suitable_limits(ratio * 1e-3, 1e-3)
+        limits = suitable_limits(StepCosts(ratio * 1e-3, 1e-3))
         assert limits.max_num_seqs <= limits.max_batched_tokens
 
 

@@ -10,6 +10,7 @@ from fastserve.config import INNER_POLICIES, KV_CACHE_DTYPES, POLICIES, EncoderC
 from fastserve.core import policy
 from fastserve.core.cost_model import CostModel
 from fastserve.core.policy import make_policy
+from fastserve.core.step_work import StepCosts
 from fastserve.errors import ConfigError
 
 GOOD = {
@@ -136,7 +137,7 @@ def test_a_configuration_cannot_be_changed_afterwards():
 
 
 def test_the_policies_that_can_be_configured_are_those_that_exist():
-    costs = CostModel(0.01, 0.001, max_num_seqs=4, max_batched_tokens=16)
+    costs = CostModel(StepCosts(0.01, 0.001), max_num_seqs=4, max_batched_tokens=16)
     assert [type(make_policy(name, costs)).__name__ for name in POLICIES] == [
         "GittinsIndex",
         "FirstComeFirstServed",

@@ -9,6 +9,7 @@ import pytest
 
 from fastserve.config import EngineConfig
 from fastserve.core.cost_model import CostModel
+from fastserve.core.step_work import StepCosts
 from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.manifest import FileEntry
 from tests.doubles import make_manifest
@@ -17,13 +18,13 @@ HERE = {"model": "a", "processor": "b"}
 
 
 def make_model(base_s=0.006, token_s=0.0015):
-    return CostModel(base_s, token_s, max_num_seqs=16, max_batched_tokens=256)
+    return CostModel(StepCosts(base_s, token_s), max_num_seqs=16, max_batched_tokens=256)
 
 
 def refused(file, caplog):
     model = make_model(1.0, 1.0)
     assert not file.restore(model)
-    assert (model.base_s, model.token_s) == (1.0, 1.0)
+    assert (model.costs.base_s, model.costs.token_s) == (1.0, 1.0)
     return caplog.text
 
 
@@ -31,7 +32,7 @@ def test_what_was_kept_is_where_the_next_start_begins(tmp_path):
     CostFile(tmp_path / "cache", HERE).keep(make_model())
     model = make_model(1.0, 1.0)
     assert CostFile(tmp_path / "cache", HERE).restore(model)
-    assert (model.base_s, model.token_s) == (0.006, 0.0015)
+    assert (model.costs.base_s, model.costs.token_s) == (0.006, 0.0015)
 
 
 def test_without_a_file_nothing_is_said(tmp_path, caplog):

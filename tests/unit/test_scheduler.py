@@ -18,9 +18,11 @@ from fastserve.errors import InvalidRequest, QueueFull, RequestTooLong, StepFail
 from tests.doubles import collect, make_request
 
 
-def make_scheduler(num_blocks=64, block_size=4, max_num_seqs=4, max_batched_tokens=16, max_model_len=128, **queue):
+def make_scheduler(
+    num_blocks=64, block_size=4, max_num_seqs=4, max_batched_tokens=16, max_model_len=128, pair_tokens=0.0, **queue
+):
     return Scheduler(
-        StepLimits(max_num_seqs, max_batched_tokens),
+        StepLimits(max_num_seqs, max_batched_tokens, pair_tokens),
         PrefixCache(BlockPool(num_blocks, block_size), mode="off"),
         FirstComeFirstServed(),
         max_model_len=max_model_len,

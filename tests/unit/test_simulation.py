@@ -6,13 +6,14 @@ import random
 
 import pytest
 
+from fastserve.core.step_work import StepCosts
 from fastserve.core.swapper import Tier, Transfer, TransferEnded
 from fastserve.simulator.link import Link, SimulatedClock
 from fastserve.simulator.simulation import Machine, simulate
 from fastserve.simulator.summary import CLASS_BOUNDS, MEASURES, class_names, row
 from fastserve.simulator.workload import Job, arrive, clip, synthetic_jobs, take
 
-MACHINE = Machine(base_s=1.0, token_s=0.1, max_num_seqs=2, max_batched_tokens=10, max_model_len=101)
+MACHINE = Machine(StepCosts(1.0, 0.1), max_num_seqs=2, max_batched_tokens=10, max_model_len=101)
 POLICIES = ("fcfs", "skip_join_mlfq", "gittins", "vtc", "srpt_oracle")
 
 
@@ -55,7 +56,7 @@ def test_the_machine_sleeps_until_the_next_arrival():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_request_gets_all_of_its_tokens_under_every_policy(policy):
-    machine = Machine(0.006, 0.0015, max_num_seqs=4, max_batched_tokens=64, max_model_len=513, kv_tokens=1024)
+    machine = Machine(StepCosts(0.006, 0.0015), max_num_seqs=4, max_batched_tokens=64, max_model_len=513, kv_tokens=1024)
     jobs = arrive(
         clip(synthetic_jobs(60, random.Random(1)), 512),
         1.0,
@@ -68,18 +69,18 @@ def test_every_request_gets_all_of_its_tokens_under_every_policy(policy):
     assert len(finished) == len(done.served) == len(jobs)
     for served in done.served:
         assert served.job.arrival_s < served.first_token_s <= served.finished_s <= done.seconds
-        shortest = machine.base_s * served.job.output_tokens
+        shortest = machine.costs.base_s * served.job.output_tokens
         assert served.jct_s >= shortest
 
 
 def test_a_pool_that_is_too_small_for_all_makes_some_compute_again():
     jobs = [Job(40, 50)] * 2
     assert run(jobs, machine=MACHINE).preemptions == 0
-    small = Machine(1.0, 0.1, max_num_seqs=2, max_batched_tokens=10, max_model_len=101, kv_tokens=112)
+    small = Machine(StepCosts(1.0, 0.1), max_num_seqs=2, max_batched_tokens=10, max_model_len=101, kv_tokens=112)
     assert run(jobs, machine=small).preemptions > 0
 
 
-SMALL = {"base_s": 1.0, "token_s": 0.1, "max_num_seqs": 4, "max_batched_tokens": 10, "max_model_len": 101, "kv_tokens": 208}
+SMALL = {"costs": StepCosts(1.0, 0.1), "max_num_seqs": 4, "max_batched_tokens": 10, "max_model_len": 101, "kv_tokens": 208}
 
 
 def swapping(preemption, link_bytes_per_s=16e3):

@@ -8,11 +8,12 @@ import statistics
 
 import pytest
 
+from fastserve.core.step_work import StepCosts
 from fastserve.errors import ToolError
 from fastserve.simulator.simulation import Machine
 from fastserve.simulator.workload import Job, arrive, clip, read_trace, synthetic_jobs
 
-COSTS = Machine(0.006, 0.0015).cost_model()
+COSTS = Machine(StepCosts(0.006, 0.0015)).cost_model()
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
 

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 
+import numpy as np
 import pytest
 
 from fastserve.config import EngineConfig
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
+from fastserve.core.step_work import StepCosts, StepWork
 from fastserve.engine.cost_file import CostFile
 from fastserve.engine.step_costs import choose_limits, find_costs, log_costs
 from tests.doubles import FakeClock, make_engine, make_request
 from tests.hashing_runner import HashingRunner
 
+SLOW = StepCosts(0.010, 0.001)
+
 
 class SlowRunner(HashingRunner):
-    """Takes 10 ms a step and 1 ms a token."""
+    """Takes ``costs`` of the clock's time."""
 
-    def __init__(self, clock):
+    def __init__(self, clock, costs):
         super().__init__()
-        self.clock = clock
+        self.clock, self.costs = clock, costs
 
     def run(self, batch, kv_cache):
-        self.clock.advance(0.010 + 0.001 * len(batch.input_ids))
+        reads = pairs = 0
+        for start, size in zip(batch.past_seqlens, np.diff(batch.cumulative_sequence_length), strict=True):
+            reads, pairs = reads + int(start + size), pairs + sum(range(int(start) + 1, int(start + size) + 1))
+        work = StepWork(len(batch.input_ids), len(batch.logits_rows), reads, pairs)
+        self.clock.advance(self.costs.seconds(work))
         return super().run(batch, kv_cache)
 
 
-def start(cache):
+def start(cache, costs=SLOW, **sizes):
     clock = FakeClock()
-    runner = SlowRunner(clock)
-    engine = make_engine(runner, num_blocks=200, max_batched_tokens=64, clock=clock)
+    runner = SlowRunner(clock, costs)
+    engine = make_engine(runner, **{"num_blocks": 200, "max_batched_tokens": 64, **sizes}, clock=clock)
     find_costs(engine, CostFile(cache, {"model": "a"}), 64, clock)
     return engine, runner
 
@@ -38,11 +48,37 @@ def start(cache):
 def test_the_first_start_measures_and_the_next_one_need_not(tmp_path):
     engine, runner = start(tmp_path)
     assert runner.batches
-    costs = engine.cost_model
-    assert (costs.base_s, costs.token_s) == (pytest.approx(0.010), pytest.approx(0.001))
+    costs = engine.cost_model.costs
+    assert dataclasses.astuple(costs) == pytest.approx(dataclasses.astuple(SLOW), abs=1e-9)
     again, idle = start(tmp_path)
     assert idle.batches == []
-    assert again.cost_model.to_json() == costs.to_json()
+    assert again.cost_model.costs == costs
+
+
+def test_every_term_is_measured_and_chunks_beside_decodes_are_bounded_by_them_at_once(tmp_path):
+    costs = StepCosts(0.010, 0.001, row_s=0.0005, read_s=2e-5, pair_s=1e-6)
+    roomy = {"num_blocks": 1000, "max_model_len": 3000}
+    engine, _ = start(tmp_path, costs, **roomy)
+    assert dataclasses.astuple(engine.cost_model.costs) == pytest.approx(dataclasses.astuple(costs))
+    again, _ = start(tmp_path, costs, **roomy)
+    for each in (engine, again):
+        assert each.scheduler.limits.pair_tokens == each.cost_model.pair_tokens == pytest.approx(1e-6 / (0.001 + 0.010 / 64))
+
+
+def test_without_room_for_a_long_context_nothing_is_said_of_one(tmp_path):
+    costs = StepCosts(0.010, 0.001, row_s=0.0005)
+    engine, runner = start(tmp_path, costs, num_blocks=20, max_model_len=70)
+    assert max(batch.past_seqlens.max() for batch in runner.batches) < 70
+    assert dataclasses.astuple(engine.cost_model.costs) == pytest.approx(dataclasses.astuple(costs), abs=1e-9)
+
+
+def test_costs_of_an_older_version_are_measured_again(tmp_path, caplog):
+    file = CostFile(tmp_path, {"model": "a"})
+    file.path.write_text(json.dumps({"circumstances": {"model": "a"}, "base_s": 0.1, "token_s": 0.1}))
+    engine, _ = start(tmp_path)
+    assert "row_s: got None" in caplog.text
+    assert dataclasses.astuple(engine.cost_model.costs) == pytest.approx(dataclasses.astuple(SLOW), abs=1e-9)
+    assert json.loads(file.path.read_text())["row_s"] == engine.cost_model.costs.row_s
 
 
 def test_nothing_of_the_measurement_stays(tmp_path):
@@ -59,7 +95,7 @@ def test_nothing_of_the_measurement_stays(tmp_path):
     ],
 )
 def test_the_log_says_what_a_step_costs_why_the_policy_is_what_it_is_and_what_would_suit(caplog, base_s, token_s, bound, suits):
-    costs = CostModel(base_s, token_s, max_num_seqs=16, max_batched_tokens=256)
+    costs = CostModel(StepCosts(base_s, token_s), max_num_seqs=16, max_batched_tokens=256)
     with caplog.at_level(logging.INFO):
         log_costs(EngineConfig(), costs)
     assert f"a step takes {base_s * 1e3:.2f} ms" in caplog.text
@@ -69,7 +105,7 @@ def test_the_log_says_what_a_step_costs_why_the_policy_is_what_it_is_and_what_wo
 
 def test_a_policy_that_was_chosen_is_not_explained(caplog):
     with caplog.at_level(logging.INFO):
-        log_costs(EngineConfig(policy="gittins"), CostModel(0.006, 0.0015, max_num_seqs=16, max_batched_tokens=256))
+        log_costs(EngineConfig(policy="gittins"), CostModel(StepCosts(0.006, 0.0015), max_num_seqs=16, max_batched_tokens=256))
     assert "policy auto" not in caplog.text
 
 
@@ -79,7 +115,8 @@ def test_limits_that_are_left_open_are_chosen_from_what_steps_cost_and_the_log_s
         choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=0), engine)
     assert engine.scheduler.limits == StepLimits(40, 160)
     assert (engine.cost_model.max_num_seqs, engine.cost_model.max_batched_tokens) == (40, 160)
-    assert "max_num_seqs 0: 40, because a step costs as much as 10.0 of its tokens" in caplog.text
+    assert "max_num_seqs 0: 40, because a step costs as much as 10.0 of its tokens that are drawn" in caplog.text
+    assert "max_batched_tokens 0: 160, because a step costs as much as 10.0 of its tokens" in caplog.text
     for number in range(50):
         engine.submit(make_request(number, [number + 1], max_tokens=2))
     engine.step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fastserve.core.policy import AUTOMATIC, INNER_POLICIES, make_policy, needs_costs
 from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.policy.gittins import GittinsIndex
 from fastserve.core.policy.priority import PriorityClasses
@@ -167,12 +166,3 @@ def test_first_come_first_served_forgets_nobody_and_favours_nobody():
     scene.end(1)
     backwards = scene.policy.among(set(scene.sequences.values()), 0.0, reverse=True)
     assert [sequence.request.request_id for sequence in backwards] == [2, 3]
-
-
-@pytest.mark.parametrize("name", INNER_POLICIES)
-def test_steps_are_profiled_for_the_policies_that_keep_the_cost_model(name):
-    costs = make_costs()
-    keeps = any(value is costs for value in vars(make_policy(name, costs)).values())
-    assert needs_costs(name) == keeps == needs_costs("priority", inner=name)
-    if name == AUTOMATIC:
-        assert needs_costs("auto") == keeps

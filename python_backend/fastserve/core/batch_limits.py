@@ -11,21 +11,22 @@ import math
 
 from fastserve.core.cost_model import MIN_SECONDS
 from fastserve.core.planner import StepLimits
+from fastserve.core.step_work import StepCosts
 
 _SEQUENCES = 4
-"""Sequences, in steps' base over a token's seconds: a full batch of decodes reaches 4/5 of the throughput that any could."""
+"""Sequences, in steps' base over a drawn token's seconds: a full batch of decodes reaches 4/5 of what any could."""
 _TOKENS = 16
-"""Tokens, likewise: a full step of prefill reaches 16/17 of it."""
+"""Tokens, in steps' base over a token's seconds: a full step of prefill reaches 16/17 of it."""
 _SEQUENCES_RANGE = (8, 64)
 _TOKENS_RANGE = (64, 512)
 
 
-def suitable_limits(base_s: float, token_s: float) -> StepLimits:
-    """For steps that take ``base_s`` and ``token_s`` for each token, seconds. Multiples of 8 sequences and 16 tokens."""
-    ratio = base_s / max(token_s, MIN_SECONDS)
+def suitable_limits(costs: StepCosts) -> StepLimits:
+    """For steps that cost so much. Multiples of 8 sequences and 16 tokens."""
+    base_s, token_s = costs.base_s, max(costs.token_s, MIN_SECONDS)
     return StepLimits(
-        max_num_seqs=_within(_SEQUENCES * ratio, _SEQUENCES_RANGE, 8),
-        max_batched_tokens=_within(_TOKENS * ratio, _TOKENS_RANGE, 16),
+        max_num_seqs=_within(_SEQUENCES * base_s / (token_s + costs.row_s), _SEQUENCES_RANGE, 8),
+        max_batched_tokens=_within(_TOKENS * base_s / token_s, _TOKENS_RANGE, 16),
     )
 
 

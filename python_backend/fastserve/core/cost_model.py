@@ -1,8 +1,4 @@
-"""What a step costs: ``base_s + token_s * tokens`` seconds, fitted to the steps this machine has run.
-
-A step reads the weights once, whatever it computes (``base_s``), and works on each token (``token_s``). Where the first term
-rules, running more sequences together is almost free (memory bound); where the second does, it only shares the machine.
-"""
+"""What steps cost on this machine, fitted to those it has run: see :class:`~fastserve.core.step_work.StepCosts`."""
 
 from __future__ import annotations
 
@@ -12,131 +8,135 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from typing import Any
 
+from fastserve.core.least_squares import Moments
+from fastserve.core.step_work import TERMS, StepCosts, StepWork, chunk_work, pairs_of
 from fastserve.errors import ConfigError
 
 MIN_SECONDS = 1e-9
-"""No term of the model is smaller: quanta and ratios are made of them."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Moments:
-    """Weighted sums over samples (x tokens, y seconds): all that a straight line's least squares need."""
-
-    weight: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
-
-    def add(self, x: float, y: float, keep: float) -> None:
-        """Count a sample once and everything before it ``keep`` times."""
-        self.weight = self.weight * keep + 1.0
-        self.x = self.x * keep + x
-        self.y = self.y * keep + y
-        self.xx = self.xx * keep + x * x
-        self.xy = self.xy * keep + x * y
-
-    def line(self) -> tuple[float, float]:
-        """(intercept, slope), neither below MIN_SECONDS: the best line through the samples that is so."""
-        spread = self.xx * self.weight - self.x * self.x
-        slope = (self.xy * self.weight - self.x * self.y) / spread if spread > 0.0 else 0.0
-        if slope < MIN_SECONDS:
-            return max(self.y / self.weight, MIN_SECONDS), MIN_SECONDS
-        intercept = (self.y - slope * self.x) / self.weight
-        if intercept < MIN_SECONDS:
-            return MIN_SECONDS, max(self.xy / self.xx, MIN_SECONDS)
-        return intercept, slope
+"""Neither a step nor a token costs less: quanta and ratios are made of them."""
 
 
 class CostModel:
-    """Recursive least squares with forgetting, in the form of weighted sums. Pure: time is given to it.
+    """Least squares with forgetting. Pure: time is given to it.
 
-    The first estimate stays in the sums as a few samples at both ends of what a step can hold, so that a long stretch of equal
-    steps, which says nothing about the slope, does not make it drift.
+    The first estimate stays in the sums as a few samples at the corners of what a step can hold, so that a long stretch of equal
+    steps, which says nothing about the terms by themselves, does not make them drift.
     """
 
     KEEP = 0.998
     """Weight that the past keeps at each step: the last 500 steps count."""
-    ANCHOR_STEPS = 500
+    ANCHOR_STEPS = 512
     """After so many steps what was learned until then takes the first estimate's place."""
-    OUTLIER = 8.0
-    """A step that took this many times as long as predicted is counted as taking so long: the machine was interrupted."""
+    FIT_STEPS = 16
+    """So often the costs follow what was observed."""
+    CORNER_WEIGHT = 2.0
+    """Of the equation of each of those few samples; that of a step counts 1."""
+    OUTLIER = 2.0
+    """A step that took this many times as long as predicted is counted as taking so long: the machine was interrupted, or it
+    will take as long again."""
 
-    def __init__(self, base_s: float, token_s: float, *, max_num_seqs: int, max_batched_tokens: int) -> None:
-        """``base_s``, ``token_s``: the first estimate. The others: the budgets of a step, see ``StepLimits``.
+    def __init__(self, costs: StepCosts, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+        """``costs``: the first estimate. The others: the budgets of a step, see ``StepLimits``.
 
         Raises ConfigError for an estimate that is not finite and positive."""
         self.max_num_seqs = max_num_seqs
         self.max_batched_tokens = max_batched_tokens
-        self.restore({"base_s": base_s, "token_s": token_s})
+        self.restore(dataclasses.asdict(costs))
 
-    def _anchor_at(self, base_s: float, token_s: float) -> None:
-        self.base_s, self.token_s = base_s, token_s
-        self._anchor = self._line_samples()
-        self._moments = dataclasses.replace(self._anchor)
+    def _anchor_at(self, values: Items[float]) -> None:
+        """``values``: of the costs' fields, in their order."""
+        base_s, token_s, *others = values
+        self.costs = StepCosts(max(base_s, MIN_SECONDS), max(token_s, MIN_SECONDS), *others)
+        self._anchor = self._corners()
+        self._moments = self._anchor.copy()
         self._observed = 0
 
-    def _line_samples(self) -> _Moments:
-        """A step of one token and a full one, as the model predicts them."""
-        moments = _Moments()
-        for tokens in (1, max(2, self.max_batched_tokens)):
-            moments.add(tokens, self.step_seconds(tokens), 1.0)
-        return moments
+    def _corners(self) -> Moments:
+        """Steps far from each other, as the model predicts them: a token, a batch of decodes, a full chunk, and both late in a
+        long context."""
+        sequences, tokens = self.max_num_seqs, max(2, self.max_batched_tokens)
+        far = 4 * tokens
+        corners = Moments(len(TERMS))
+        for work in (
+            StepWork(1, 1, 1, 1),
+            StepWork(sequences, sequences, sequences, sequences),
+            StepWork(sequences, sequences, sequences * far, sequences * far),
+            chunk_work(0, tokens, 0),
+            chunk_work(far, tokens, 0),
+        ):
+            equation = (1.0, *work, self.step_seconds(work))
+            *quantities, seconds = (self.CORNER_WEIGHT * each for each in equation)
+            corners.add(tuple(quantities), seconds)
+        return corners
 
-    def start_from(self, samples: Items[tuple[int, float]]) -> None:
-        """Forget everything; the best line through ``samples`` (tokens of a step, its seconds) is the first estimate."""
-        moments = _Moments()
-        for num_tokens, seconds in samples:
-            moments.add(num_tokens, seconds, 1.0)
-        self._anchor_at(*moments.line())
+    def start_from(self, samples: Items[tuple[StepWork, float]]) -> None:
+        """Forget everything; what fits ``samples`` (steps and their seconds) best is the first estimate."""
+        moments = Moments(len(TERMS))
+        for work, seconds in samples:
+            moments.add((1.0, *work), seconds)
+        self._anchor_at(moments.fit())
 
     def limit(self, *, max_num_seqs: int, max_batched_tokens: int) -> None:
         """A step's budgets are these from now on; the estimate stays, what it was learned from is forgotten."""
         self.max_num_seqs, self.max_batched_tokens = max_num_seqs, max_batched_tokens
-        self._anchor_at(self.base_s, self.token_s)
+        self._anchor_at(dataclasses.astuple(self.costs))
 
-    def step_seconds(self, num_tokens: int) -> float:
-        """Of a step over ``num_tokens`` tokens, whosever they are."""
-        return self.base_s + self.token_s * num_tokens
+    def step_seconds(self, work: StepWork) -> float:
+        """Of a step that does ``work``."""
+        return self.costs.seconds(work)
 
     @property
     def min_step_seconds(self) -> float:
         """Of the shortest step: one sequence's next token. The first quantum of FastServe's queues."""
-        return self.step_seconds(1)
+        return self.step_seconds(StepWork(1, 1, 1, 1))
 
     def first_token_seconds(self, num_tokens: int) -> float:
         """How long a sequence alone takes to compute ``num_tokens`` tokens in chunks and draw one (the paper's t_init)."""
-        return math.ceil(num_tokens / self.max_batched_tokens) * self.base_s + num_tokens * self.token_s
+        costs, most = self.costs, self.max_batched_tokens
+        full, rest = divmod(num_tokens, most)
+        reads = most * full * (full + 1) // 2 + (num_tokens if rest else 0)
+        steps = full + (rest > 0)
+        return steps * costs.base_s + self.prefill_seconds(num_tokens) + costs.row_s + costs.read_s * reads
+
+    def prefill_seconds(self, num_tokens: int, start: int = 0) -> float:
+        """What ``num_tokens`` tokens of a prompt after ``start`` others take from the machine, in large chunks."""
+        return num_tokens * self.costs.token_s + pairs_of(start, num_tokens) * self.costs.pair_s
+
+    def decode_seconds(self, context: float = 0.0) -> float:
+        """What an output token after ``context`` others takes from the machine when batches are full: its own time and its share
+        of the step's."""
+        costs = self.costs
+        return costs.token_s + costs.row_s + costs.base_s / self.max_num_seqs + context * (costs.read_s + costs.pair_s)
 
     @property
-    def decode_work_s(self) -> float:
-        """What an output token takes from the machine when batches are full: its own time and its share of the step's."""
-        return self.token_s + self.base_s / self.max_num_seqs
+    def pair_tokens(self) -> float:
+        """What it costs that a token attends to a position, in tokens, each with its share of a full step's base: where steps
+        cost and tokens hardly do, contexts may take as long as the step itself."""
+        costs = self.costs
+        return costs.pair_s / (costs.token_s + costs.base_s / self.max_batched_tokens)
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """A step over ``num_tokens`` tokens took ``seconds``."""
-        moments = self._moments
-        moments.add(num_tokens, min(max(seconds, 0.0), self.OUTLIER * self.step_seconds(num_tokens)), self.KEEP)
-        anchor, lost = self._anchor, 1.0 - self.KEEP
-        moments.weight += anchor.weight * lost
-        moments.x += anchor.x * lost
-        moments.y += anchor.y * lost
-        moments.xx += anchor.xx * lost
-        moments.xy += anchor.xy * lost
-        self.base_s, self.token_s = moments.line()
+    def observe(self, work: StepWork, seconds: float) -> bool:
+        """A step that did ``work`` took ``seconds``. Whether the costs are others now."""
+        seconds = min(max(seconds, 0.0), self.OUTLIER * self.step_seconds(work))
+        self._moments.add((1.0, *work), seconds, keep=self.KEEP, anchor=self._anchor)
         self._observed += 1
+        if self._observed % self.FIT_STEPS:
+            return False
+        base_s, token_s, *others = self._moments.fit()
+        self.costs = StepCosts(max(base_s, MIN_SECONDS), max(token_s, MIN_SECONDS), *others)
         if self._observed % self.ANCHOR_STEPS == 0:
-            self._anchor = self._line_samples()
+            self._anchor = self._corners()
+        return True
 
     def to_json(self) -> dict[str, float]:
         """What :meth:`restore` needs to start where this model is."""
-        return {"base_s": self.base_s, "token_s": self.token_s}
+        return dataclasses.asdict(self.costs)
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Forget everything and start where the model was that :meth:`to_json` gave ``values``. Raises ConfigError naming the key
         that is missing or no number of seconds; then nothing has changed."""
-        for name in ("base_s", "token_s"):
+        for name in TERMS:
             value = values.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}: got {value!r}, allowed: a finite number of seconds, at least 0")
-        self._anchor_at(max(values["base_s"], MIN_SECONDS), max(values["token_s"], MIN_SECONDS))
+        self._anchor_at([float(values[name]) for name in TERMS])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.sequence import Sequence
+from fastserve.core.step_work import StepWork, pairs_of
 
 NO_ROWS = range(0)
 
@@ -57,6 +58,19 @@ class StepPlan:
     def num_tokens(self) -> int:
         """Computed by the run."""
         return sum(chunk.num_tokens for chunk in self.chunks)
+
+    def work(self) -> StepWork:
+        """What the cost model counts of it."""
+        tokens = rows = reads = pairs = 0
+        for chunk in self.chunks:
+            num_tokens, start = chunk.num_tokens, chunk.start
+            tokens += num_tokens
+            rows += chunk.samples
+            reads += start + num_tokens
+            pairs += pairs_of(start, num_tokens)
+            if num_tokens > 1 or not chunk.samples:  # a part of a prompt
+                rows += len(chunk.prompt_rows)
+        return StepWork(tokens, rows, reads, pairs)
 
 
 class SampledToken(NamedTuple):

@@ -6,7 +6,8 @@ The rules, in the order of the policy:
    that a small request never overtakes a large one for ever; less urgent sequences that hold blocks go on if there is room.
 2. Every sequence that only needs its next token (decode) gets it; prefill chunks share what is left of
    ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
-   Agrawal et al., 2023).
+   Agrawal et al., 2023). Beside decodes that is a share of time, what those tokens would take without a context: a chunk is cut
+   until it takes no longer with the prompt before it, but for one block of the most urgent prompt, which always gets on.
 3. A sequence short of blocks takes them from beams that rest (``beam_search.py``), then from the least urgent sequences that
    hold any, never from a more urgent one. The most urgent always proceeds: what could not fit alone was refused on arrival.
 4. Who gives way is swapped out while a tier below the pool has room, else computed again. Where transfers run beside the
@@ -30,6 +31,7 @@ from fastserve.core.policy import Policy
 from fastserve.core.pool_room import PoolRoom
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.sequence import Sequence, SequenceStatus
+from fastserve.core.step_work import most_tokens, pairs_of
 from fastserve.core.swap_choice import Movable, Room, choose_swaps, next_schedule_times
 from fastserve.core.swapper import Swapper, first_tier
 
@@ -43,6 +45,31 @@ class StepLimits:
 
     max_num_seqs: int
     max_batched_tokens: int
+    pair_tokens: float = 0.0
+    """What it costs that a token attends to a position, in tokens; 0: nothing, chunks are bounded by tokens alone."""
+
+
+class _PrefillBudget:
+    """What the chunks of prompts in an iteration may cost together, in tokens without a context (rule 2)."""
+
+    def __init__(self, limits: StepLimits, decodes: int, block_size: int) -> None:
+        """``decodes``: how many sequences get their next token in the same iteration, and would wait for a longer one."""
+        self._left: float = limits.max_batched_tokens - decodes
+        self._pair_tokens = limits.pair_tokens if decodes else 0.0
+        self._least = block_size
+
+    def longest(self, candidate: Candidate) -> int:
+        """Tokens of the candidate that may be computed."""
+        longest = int(self._left)
+        if self._pair_tokens:
+            longest = min(longest, max(most_tokens(self._left, candidate.start, self._pair_tokens), self._least))
+        return min(candidate.uncomputed, longest)
+
+    def spend(self, candidate: Candidate, num_tokens: int) -> None:
+        """A chunk of ``num_tokens`` tokens is planned."""
+        self._left = max(0.0, self._left - num_tokens - self._pair_tokens * pairs_of(candidate.start, num_tokens))
+        if num_tokens:
+            self._least = 0
 
 
 class Planner:
@@ -73,7 +100,8 @@ class Planner:
 
     def plan(self) -> StepPlan:
         selected = self._select()
-        prefill_budget = self._limits.max_batched_tokens - sum(1 for candidate in selected if candidate.is_decode)
+        decodes = sum(1 for candidate in selected if candidate.is_decode)
+        prefills = _PrefillBudget(self._limits, decodes, self._pool.block_size)
         chunks: list[Chunk] = []
         for candidate in selected:
             sequence = candidate.sequence
@@ -82,7 +110,7 @@ class Planner:
             self._passed.add(sequence)
             if sequence.status is SequenceStatus.SWAPPED and not self._bring_in(candidate):
                 continue
-            wanted = 1 if candidate.is_decode else min(candidate.uncomputed, prefill_budget, self._row_limit(candidate))
+            wanted = 1 if candidate.is_decode else min(prefills.longest(candidate), self._row_limit(candidate))
             num_tokens = wanted if candidate.takes_nothing else self._take_blocks(candidate, wanted)
             if num_tokens > 0:
                 reaches_end = num_tokens == candidate.uncomputed
@@ -91,7 +119,7 @@ class Planner:
             if num_tokens < wanted and not (self._swapped_out or self._swapped_in or self._swapper.in_flight):
                 break  # only more urgent sequences hold blocks now
             if not candidate.is_decode:
-                prefill_budget -= num_tokens
+                prefills.spend(candidate, num_tokens)
         self._look_ahead({chunk.sequence for chunk in chunks})
         return StepPlan(tuple(chunks), tuple(self._preempted), tuple(self._swapped_out), tuple(self._swapped_in), self._now)
 

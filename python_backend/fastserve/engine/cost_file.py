@@ -72,7 +72,7 @@ class CostFile:
 
     def keep(self, model: CostModel) -> None:
         """Write the file, whole or not at all. Costs of nothing (a clock that stands still) are not worth keeping."""
-        if max(model.base_s, model.token_s) <= MIN_SECONDS:
+        if max(model.costs.base_s, model.costs.token_s) <= MIN_SECONDS:
             return
         text = json.dumps({"circumstances": self._circumstances, **model.to_json()}, indent=1) + "\n"
         made: Path | None = None

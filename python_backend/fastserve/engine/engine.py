@@ -133,8 +133,8 @@ class Engine:
             tokens, prompt_logprobs = self._compute(reservation)
             first = [sequence for sequence, *_ in reservation.drawing if not sequence.output_token_ids]
             ended = self._clock()
-            self.cost_model.observe(plan.num_tokens, ended - started)
             events = reservation.commit(tokens, prompt_logprobs, started=started, ended=ended)
+        self._learn(plan, self._clock() - started)
         self._served = tuple(chunk.sequence for chunk in plan.chunks)
         self._steps += 1
         self._computed_tokens += plan.num_tokens
@@ -142,6 +142,16 @@ class Engine:
         self._generation_tokens += sum(isinstance(event, TokenEvent) for event in events)
         self.times.end("commit")
         return events
+
+    def _learn(self, plan: StepPlan, seconds: float) -> None:
+        """What steps cost, and from it how long a chunk of a prompt may hold up others."""
+        if self.cost_model.observe(plan.work(), seconds):
+            self.bound_chunks()
+
+    def bound_chunks(self) -> None:
+        """Let chunks beside decodes be as long as the cost model allows now."""
+        scheduler = self.scheduler
+        scheduler.limits = dataclasses.replace(scheduler.limits, pair_tokens=self.cost_model.pair_tokens)
 
     def _compute(self, reservation: Reservation) -> StepResult:
         """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""

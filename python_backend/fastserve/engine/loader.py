@@ -12,11 +12,12 @@ from fastserve.config import EngineConfig
 from fastserve.core.admission import QueueLimits
 from fastserve.core.batch_limits import WIDEST, fill_in
 from fastserve.core.cost_model import CostModel
-from fastserve.core.policy import make_policy, needs_costs
+from fastserve.core.policy import make_policy
 from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_work import StepCosts
 from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.engine.engine import Engine
 from fastserve.engine.instances import Instance, num_threads_of, shares_weights
@@ -75,7 +76,7 @@ def load_engine(
     # The weights are in memory now: what is free is what the pool and the tiers below it can have.
     free_memory = read_free_memory() // instance.num_instances if device is HOST else 0
     memory = make_kv_memory(widest, manifest.cache, max_model_len, free_memory, clock, device)
-    cost_model = CostModel(0.0, 0.0, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
+    cost_model = CostModel(StepCosts(0.0, 0.0), max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
     scheduler = Scheduler(
         limits,
         PrefixCache(memory.pool, mode=config.prefix_cache, identity=_identity(manifest, config)),
@@ -96,12 +97,10 @@ def load_engine(
     num_tokens = max(1, min(limits.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
     params = SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
-    if widest != config or needs_costs(config.policy, inner=config.priority_inner_policy):  # else nobody waits for a profile
-        file = CostFile(cache_directory(), circumstances(manifest, widest, num_threads))
-        find_costs(engine, file, num_tokens, clock)
-        if widest != config:
-            choose_limits(config, engine)
-        log_costs(config, cost_model)
+    find_costs(engine, CostFile(cache_directory(), circumstances(manifest, widest, num_threads)), num_tokens, clock)
+    if widest != config:
+        choose_limits(config, engine)
+    log_costs(config, cost_model)
     # Nothing of the warm-up stays: a policy that learns would take it for traffic.
     starvation_s = config.mlfq_starvation_ms / 1e3
     scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy, starvation_s=starvation_s)

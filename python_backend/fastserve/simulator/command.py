@@ -12,6 +12,7 @@ from typing import Any
 
 from fastserve.argument_types import at_least, check_output_file
 from fastserve.config import POLICIES, PREEMPTION
+from fastserve.core.step_work import StepCosts
 from fastserve.errors import FastServeError, ToolError
 from fastserve.simulator import summary, workload
 from fastserve.simulator.simulation import KV_BYTES_PER_TOKEN, SRPT_ORACLE, Machine, simulate
@@ -98,8 +99,7 @@ def _machine(arguments: argparse.Namespace) -> Machine:
         raise ToolError(f"--kv-tokens: got {arguments.kv_tokens}, allowed: at least --clip ({arguments.clip})")
     base_ms, token_ms = arguments.cost
     return Machine(
-        base_ms / 1e3,
-        token_ms / 1e3,
+        StepCosts(base_ms / 1e3, token_ms / 1e3),
         max_num_seqs=arguments.max_seqs,
         max_batched_tokens=arguments.max_batched_tokens,
         max_model_len=arguments.clip + 1,  # so that the longest ends by itself

@@ -17,6 +17,7 @@ from fastserve.core.policy.srpt_oracle import ShortestRemainingFirst
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_work import StepCosts
 from fastserve.core.swapper import Swapper, Tier
 from fastserve.core.transfers import Transfers
 from fastserve.simulator.link import Link, SimulatedClock
@@ -31,10 +32,9 @@ _END, _ON = SampledToken(0), SampledToken(1)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
-    """What is simulated: costs of a step in seconds, its budgets, the model's and the KV pool's size in tokens."""
+    """What is simulated: costs of a step, its budgets, the model's and the KV pool's size in tokens."""
 
-    base_s: float
-    token_s: float
+    costs: StepCosts
     max_num_seqs: int = 16
     max_batched_tokens: int = 256
     max_model_len: int = 2048
@@ -48,7 +48,10 @@ class Machine:
     """Keys and values of all layers."""
 
     def cost_model(self) -> CostModel:
-        return CostModel(self.base_s, self.token_s, max_num_seqs=self.max_num_seqs, max_batched_tokens=self.max_batched_tokens)
+        return CostModel(self.costs, max_num_seqs=self.max_num_seqs, max_batched_tokens=self.max_batched_tokens)
+
+    def limits(self) -> StepLimits:
+        return StepLimits(self.max_num_seqs, self.max_batched_tokens, self.cost_model().pair_tokens)
 
 
 @dataclasses.dataclass(slots=True)
@@ -107,7 +110,7 @@ class _Simulation:
             pool, {} if machine.preemption == "recompute" else {Tier.HOST: slots}, proactive=machine.preemption == "proactive"
         )
         self._scheduler = Scheduler(
-            StepLimits(machine.max_num_seqs, machine.max_batched_tokens),
+            machine.limits(),
             PrefixCache(pool, mode="off"),  # a trace has lengths, no tokens
             _policy(policy, machine.cost_model(), {number: job.output_tokens for number, job in enumerate(jobs)}),
             max_model_len=machine.max_model_len,
@@ -148,7 +151,7 @@ class _Simulation:
 
     def _step(self, plan: StepPlan) -> None:
         started = self._clock.now
-        self._clock.now += self._machine.base_s + self._machine.token_s * plan.num_tokens
+        self._clock.now += self._machine.costs.seconds(plan.work())
         with self._scheduler.reserve(plan) as reservation:
             self._peak = max(self._peak, self._scheduler.pool.num_used)
             tokens = [self._token(sequence.request.request_id, len(sequence.output_token_ids)) for sequence in plan.sampling]

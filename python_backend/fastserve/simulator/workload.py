@@ -141,13 +141,19 @@ def take(jobs: Sequence[Job], count: int, random_: random.Random) -> list[Job]:
     return [*jobs[:count], *(random_.choice(jobs) for _ in range(count - len(jobs)))]
 
 
+def _work_s(job: Job, costs: CostModel) -> float:
+    """What the job takes from a machine with full batches."""
+    context = job.prompt_tokens + job.output_tokens / 2  # behind an output token, on average
+    return costs.prefill_seconds(job.prompt_tokens) + job.output_tokens * costs.decode_seconds(context)
+
+
 def arrive(jobs: Sequence[Job], load: float, costs: CostModel, *, pattern: str, random_: random.Random) -> list[Job]:
     """The jobs at times that make the work that arrives ``load`` times what the machine can do with full batches.
 
     ``pattern``: ``poisson``; ``gamma``, bursts with a coefficient of variation of 2; or ``trace``, the trace's own times,
     stretched. Raises ToolError when the trace has no times.
     """
-    work = sum(job.prompt_tokens * costs.token_s + job.output_tokens * costs.decode_work_s for job in jobs) / len(jobs)
+    work = sum(_work_s(job, costs) for job in jobs) / len(jobs)
     mean_gap = work / load
     if pattern == "trace":
         span = jobs[-1].arrival_s - jobs[0].arrival_s

@@ -21,8 +21,6 @@ INNER_POLICIES: dict[str, Callable[[CostModel, float], Policy]] = {
 """Made from a cost model and MLFQ's alpha, by the name used in configuration; those that may also rule inside a priority class.
 The keys equal ``fastserve.config.INNER_POLICIES``, which a test checks."""
 
-_COST_AWARE = frozenset({"skip_join_mlfq", "gittins"})
-
 AUTOMATIC = "gittins"
 """What ``auto`` is. In simulations of two real traces, memory bound and compute bound, at loads up to 1, neither its mean
 completion time nor its P95 latency for each output token was above that of first come, first served, and both were mostly much
@@ -37,9 +35,4 @@ def make_policy(name: str, cost_model: CostModel, *, inner: str = "fcfs", starva
     return INNER_POLICIES[AUTOMATIC if name == "auto" else name](cost_model, starvation_s)
 
 
-def needs_costs(name: str, *, inner: str = "fcfs") -> bool:
-    """Whether the order of that policy depends on the cost model."""
-    return {"auto": AUTOMATIC, "priority": inner}.get(name, name) in _COST_AWARE
-
-
-__all__ = ["AUTOMATIC", "INNER_POLICIES", "Policy", "PriorityClasses", "make_policy", "needs_costs"]
+__all__ = ["AUTOMATIC", "INNER_POLICIES", "Policy", "PriorityClasses", "make_policy"]

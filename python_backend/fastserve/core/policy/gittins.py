@@ -188,7 +188,9 @@ class GittinsIndex:
         prompt, age, limit, prefill = kind
         costs = self._cost_model
         tokens = PREFILL_EDGES[min(prefill, len(PREFILL_EDGES) - 1)]
-        return self._by_prompt[prompt].gittins_index(age, LENGTH_EDGES[limit + 1], tokens * costs.token_s, costs.decode_work_s)
+        context = PROMPT_EDGES[prompt] + LENGTH_EDGES[age]
+        prefill_s = costs.prefill_seconds(tokens, max(0, context - tokens))
+        return self._by_prompt[prompt].gittins_index(age, LENGTH_EDGES[limit + 1], prefill_s, costs.decode_seconds(context))
 
     def _bucket(self, kind: _Kind) -> _Bucket:
         bucket = self._buckets.get(kind)

@@ -15,6 +15,7 @@ from operator import attrgetter
 from fastserve.core.cost_model import CostModel
 from fastserve.core.policy.job_levels import Job, JobLevels, Mark
 from fastserve.core.sequence import Sequence
+from fastserve.core.step_work import chunk_work
 
 STARVATION_S = 0.3
 """The paper's alpha, for its GPUs."""
@@ -68,7 +69,8 @@ class SkipJoinMLFQ:
         job = self._jobs[sequence]
         level, place = job.levels.standing(job, started)
         used = job.used_s if level == job.level else 0.0
-        used += self._cost_model.step_seconds(num_tokens)
+        draws = sequence.num_uncomputed <= 1  # it has reached its end
+        used += self._cost_model.step_seconds(chunk_work(sequence.num_computed - num_tokens, num_tokens, draws))
         mark = self._mark(ended)
         if used >= self.quantum_s(level) and sequence.num_uncomputed == 1 and level < self._num_levels - 1:
             level, place, used = level + 1, mark, 0.0

@@ -45,7 +45,8 @@ class ShortestRemainingFirst:
     def _enter(self, sequence: Sequence, number: int) -> None:
         costs = self._cost_model
         to_draw = self._output_lengths[sequence.request.request_id] - len(sequence.output_token_ids)
-        work = (sequence.num_uncomputed - 1) * costs.token_s + to_draw * costs.decode_work_s
+        prefill_s = costs.prefill_seconds(sequence.num_uncomputed - 1, sequence.num_computed)
+        work = prefill_s + to_draw * costs.decode_seconds(sequence.num_tokens + to_draw / 2)
         rank = self._ranks[sequence] = (work, number)
         bisect.insort(self._queue, (rank, sequence))
 
