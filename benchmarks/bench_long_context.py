@@ -3,7 +3,8 @@
     python benchmarks/bench_long_context.py VERSION_FOLDER... [--context N ...] [--chunk N ...] [--set KEY=VALUE ...]
 
 First the sequences only decode ("alone"); then a prompt of as many tokens as the model takes comes, and they go on beside it
-until it has its first token ("beside"). Times are between two tokens of an answer. --chunk is max_batched_tokens.
+until it has its first token ("beside"). Times are between two tokens of an answer. --chunk is max_batched_tokens. The memory of
+the KV pool is written to before, as in a server that has been busy.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from fastserve.manifest import ModelManifest
 from fastserve.profiler.command import find_version, setting
 from fastserve.worker.kv_cache import bytes_per_block
 
+GROWTH = 1024
+"""Tokens that each sequence may draw at most."""
 LONG = 1_000_000
 """Id of the long prompt's request."""
 SKIPPED = 4
@@ -101,6 +104,8 @@ class Bench:
         vocab_size = self._manifest.model.vocab_size
         prompts = [draw_prompt(case.context, vocab_size, chance) for _ in range(case.sequences)]
         try:
+            for array in engine.kv_cache.keys + engine.kv_cache.values:
+                array[...] = 0  # whoever writes to a huge page for the first time would wait for it
             place(engine, prompts)
             return run(engine, prompts, draw_prompt(case.long_prompt, vocab_size, chance), case.alone_tokens)
         finally:
@@ -113,7 +118,8 @@ class Bench:
     def _sizes(self, case: Case) -> dict[str, str]:
         """Settings of a pool in which everybody fits."""
         assert self._manifest.cache is not None
-        tokens = (case.sequences + 1) * self._manifest.model.max_model_len
+        longest = self._manifest.model.max_model_len
+        tokens = case.sequences * min(case.context + GROWTH, longest) + longest
         size = bytes_per_block(self._manifest.cache, 16, self._settings.get("kv_cache_dtype", "fp32"))
         return {
             "max_num_seqs": str(case.sequences + 1),
