@@ -24,16 +24,23 @@ struct Scratch {
   alignas(64) float output[kMaxRows * kRowStride];  // of the span at hand
   alignas(64) float before[kMaxRows * kRowStride];  // of the spans before it
   alignas(64) float scores[kRowsOfMicroKernel * kScoreStride];
+  Visible visible[kMaxRows];  // to each row
   Sums span[kMaxRows];
   Sums sums[kMaxRows];
 };
 
-// The query token (row of the packed tensors) behind a row of the item.
-static inline size_t token_of(const AttentionProblem& problem, const WorkItem& item, int row) {
-  return static_cast<size_t>(problem.cumulative_sequence_length[item.sequence]) + item.first_query + row / item.num_heads;
+// The token (row of the packed tensors) of a query of the item.
+static inline size_t token_of(const AttentionProblem& problem, const WorkItem& item, int query) {
+  return static_cast<size_t>(problem.cumulative_sequence_length[item.sequence]) + item.first_query + query;
 }
 
-static inline size_t head_of(const WorkItem& item, int row) { return static_cast<size_t>(item.first_head + row % item.num_heads); }
+// Calls body(row, query, head) for each row of the item; the heads of a query are neighbouring rows.
+template <class Body>
+static inline void for_rows(const WorkItem& item, const Body& body) {
+  for (int query = 0, row = 0; query < item.num_queries; ++query) {
+    for (int head = item.first_head; head < item.first_head + item.num_heads; ++head, ++row) body(row, query, head);
+  }
+}
 
 static inline void clear(Sums& sums, int head_size) {
   for (int d = 0; d < head_size; d += kWidth) store(sums.output + d, zero());
@@ -42,16 +49,23 @@ static inline void clear(Sums& sums, int head_size) {
 }
 
 // Nothing, or the head's sink, which is one more score that has no value.
-static inline void start(const AttentionProblem& problem, const WorkItem& item, int row, Sums& sums) {
+static inline void start(const AttentionProblem& problem, int head, Sums& sums) {
   clear(sums, problem.head_size);
   if (problem.head_sink == nullptr) return;
-  sums.largest = problem.head_sink[head_of(item, row)];
+  sums.largest = problem.head_sink[head];
   sums.total = 1.0f;
 }
 
-// Adds the sums of one span to those of the spans before it. A span of which the row sees nothing changes nothing.
+// Adds the sums of one span to those of the spans before it. A span of which the row sees nothing changes nothing; the first
+// that it sees is taken as it is.
 static inline void combine(const Sums& span, int head_size, Sums& sums) {
   if (span.total == 0.0f) return;
+  if (sums.total == 0.0f) {
+    for (int d = 0; d < head_size; d += kWidth) store(sums.output + d, load(span.output + d));
+    sums.total = span.total;
+    sums.largest = span.largest;
+    return;
+  }
   const float largest = span.largest > sums.largest ? span.largest : sums.largest;
   const float old_factor = exponential(sums.largest - largest);
   const float new_factor = exponential(span.largest - largest);
@@ -64,24 +78,25 @@ static inline void combine(const Sums& span, int head_size, Sums& sums) {
   sums.largest = largest;
 }
 
-static inline void finish(const AttentionProblem& problem, const WorkItem& item, int row, const Sums& sums) {
-  float* output = problem.output + (token_of(problem, item, row) * problem.num_heads + head_of(item, row)) * problem.head_size;
-  for (int d = 0; d < problem.head_size; ++d) output[d] = sums.output[d] / sums.total;
+static inline void finish(const AttentionProblem& problem, size_t token, int head, const Sums& sums) {
+  float* __restrict output = problem.output + (token * problem.num_heads + head) * problem.head_size;
+  const float factor = 1.0f / sums.total;
+  for (int d = 0; d < problem.head_size; ++d) output[d] = sums.output[d] * factor;
 }
 
 static void start_rows(const AttentionProblem& problem, const WorkItem& item, Scratch& scratch) {
-  const int rows = item.num_queries * item.num_heads;
-  for (int row = 0; row < rows; ++row) {
-    const size_t token = token_of(problem, item, row);
+  for_rows(item, [&](int row, int query, int head) {
+    const size_t token = token_of(problem, item, query);
     float* scaled = scratch.query + row * kRowStride;
-    change_row(problem.query_change, problem.query + token * problem.query_stride + head_of(item, row) * problem.head_size,
+    change_row(problem.query_change, problem.query + token * problem.query_stride + head * problem.head_size,
                problem.head_size, problem.positions[token], scaled);
     for (int d = 0; d < problem.head_size; ++d) scaled[d] *= problem.scale;
+    scratch.visible[row] = visible_to(problem, item, query);
     scratch.span[row].output = scratch.output + row * kRowStride;
     clear(scratch.span[row], problem.head_size);
     scratch.sums[row].output = scratch.before + row * kRowStride;
-    start(problem, item, row, scratch.sums[row]);
-  }
+    start(problem, head, scratch.sums[row]);
+  });
 }
 
 // At the end of a span: its sums go to the others, or to where the parts of a split attention are collected.
@@ -148,12 +163,12 @@ static inline void soften(const AttentionProblem& problem, const Tile<Element>& 
 
 // Rows [row, row + Rows) of the item against one tile. Positions rise with the row, and so do both ends of what it sees.
 template <int Rows, class Element, class ValuesFirst, class KeysFirst>
-static inline void attend_tile(const AttentionProblem& problem, const WorkItem& item, const Tile<Element>& tile, int row,
-                               Scratch& scratch, const ValuesFirst& values_ahead, const KeysFirst& keys_ahead) {
+static inline void attend_tile(const AttentionProblem& problem, const Tile<Element>& tile, int row, Scratch& scratch,
+                               const ValuesFirst& values_ahead, const KeysFirst& keys_ahead) {
   int first[Rows];
   int last[Rows];
   for (int r = 0; r < Rows; ++r) {
-    const Visible visible = visible_to(problem, item, row + r);
+    const Visible visible = scratch.visible[row + r];
     first[r] = static_cast<int>(smaller(larger(visible.first - tile.first_position, int64_t{0}), int64_t{kTile}));
     last[r] = static_cast<int>(smaller(larger(visible.last - tile.first_position, int64_t{0}), int64_t{kTile}));
   }
@@ -197,28 +212,30 @@ static void attend(const AttentionProblem& problem, const WorkItem& item, const 
     const KeysAhead<Element> keys_ahead = KeysAhead<Element>::of(problem, next);
     for_row_groups(rows, [&](auto count, int row) {
       if (row == 0) {
-        attend_tile<count.value>(problem, item, tile, row, scratch, values_ahead, keys_ahead);
+        attend_tile<count.value>(problem, tile, row, scratch, values_ahead, keys_ahead);
       } else {
-        attend_tile<count.value>(problem, item, tile, row, scratch, NothingAhead{}, NothingAhead{});
+        attend_tile<count.value>(problem, tile, row, scratch, NothingAhead{}, NothingAhead{});
       }
     });
     if (last || (position + kTile) % kSpan == 0) close_span(problem, item, scratch);
   }
   if (item.partial != nullptr) return;
-  for (int row = 0; row < rows; ++row) finish(problem, item, row, scratch.sums[row]);
+  for_rows(item, [&](int row, int query, int head) {
+    finish(problem, token_of(problem, item, query), head, scratch.sums[row]);
+  });
 }
 
 // The parts of a split attention, [num_spans][rows][partial_stride], in order.
 static void combine_parts(const AttentionProblem& problem, const WorkItem& item, const float* parts) {
   const int rows = item.num_queries * item.num_heads;
   alignas(64) float output[kRowStride];
-  for (int row = 0; row < rows; ++row) {
+  for_rows(item, [&](int row, int query, int head) {
     Sums sums{output, 0.0f, 0.0f};
-    start(problem, item, row, sums);
+    start(problem, head, sums);
     for (int64_t span = 0; span < item.last_span - item.first_span; ++span) {
       float* part = const_cast<float*>(parts) + static_cast<size_t>(span * rows + row) * problem.partial_stride;
       combine({part, part[problem.partial_stride - 2], part[problem.partial_stride - 1]}, problem.head_size, sums);
     }
-    finish(problem, item, row, sums);
-  }
+    finish(problem, token_of(problem, item, query), head, sums);
+  });
 }

@@ -80,7 +80,8 @@ static inline void add_products(Vec (&sums)[Rows][Columns], const Factor& factor
 }
 
 // What a product asks for while it runs, so that what comes next is in the cache by then: called with the strip at hand and
-// the dimension (of keys) or the token in the strip (of values). This one asks for nothing.
+// each kDimsAhead-th dimension (of keys) or the token in the strip (of values). This one asks for nothing.
+constexpr int kDimsAhead = 4;  // divides every head size
 struct NothingAhead {
   void operator()(int, int) const {}
 };
@@ -115,12 +116,14 @@ static inline void score_strips(const Matrix& left, const Strips16<Element>& rig
 #pragma GCC unroll 4
   for (int s = 0; s < Strips; ++s) columns[s] = right.strips[first + s];
   size_t offset = 0;
-  for (int d = 0; d < left.size; ++d, offset += static_cast<size_t>(right.stride)) {
+  for (int d = 0; d < left.size;) {
 #pragma GCC unroll 4
     for (int s = 0; s < Strips; ++s) ahead(first + s, d);
-    const auto factor = [&](int r) { return broadcast(left.rows[r * left.stride + d]); };
-    add_products<Rows, kColumns>(
-        sums, factor, [&](int c) { return load(columns[c / kVectorsInStrip] + offset + (c % kVectorsInStrip) * kWidth); });
+    for (const int stop = d + kDimsAhead; d < stop; ++d, offset += static_cast<size_t>(right.stride)) {
+      const auto factor = [&](int r) { return broadcast(left.rows[r * left.stride + d]); };
+      add_products<Rows, kColumns>(
+          sums, factor, [&](int c) { return load(columns[c / kVectorsInStrip] + offset + (c % kVectorsInStrip) * kWidth); });
+    }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {

@@ -10,23 +10,35 @@ static inline void convert_row(const Source* from, Element* to, int size) {
   }
 }
 
-// Rounds the row to int8, to nearest and ties to even; its largest element becomes 127 or -127. Returns the scale: NaN when an
-// element is not finite, so that what attends to it shows. Plain loops that the compiler vectorises.
-static inline float quantise_row(const float* from, int8_t* to, int size) {
-  float largest = 0.0f;
-  float broken = 0.0f;
-  for (int d = 0; d < size; ++d) {
-    const float x = from[d] < 0.0f ? -from[d] : from[d];
-    largest = x > largest ? x : largest;
-    broken += x * 0.0f;
+// kWidth elements of a row of `size` from `d` on, or the last 8 and zeros.
+template <class Source>
+static inline Vec load_end(const Source* from, int d, int size) {
+  if constexpr (kWidth == 16) {
+    if (d + kWidth > size) return load_first_half(from + d);
   }
-  const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+  return load(from + d);
+}
+
+// Rounds the row to whole numbers, to nearest and ties to even; its largest element becomes kLargest or -kLargest. Returns the
+// scale: NaN when an element is not finite, so that what attends to it shows.
+template <class Integer>
+static inline float quantise_row(const float* from, Integer* to, int size) {
+  constexpr float kLargest = sizeof(Integer) == 1 ? 127.0f : 32767.0f;
+  Vec peaks = zero();
+  Vec broken = zero();
+  for (int d = 0; d < size; d += kWidth) {
+    const Vec x = absolute(load_end(from, d, size));
+    peaks = maximum(x, peaks);
+    broken = multiply_add(x, zero(), broken);
+  }
+  const float largest = largest_lane(peaks);
+  const float inverse = largest > 1e-30f ? kLargest / largest : 0.0f;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   for (int d = 0; d < size; ++d) {
     const float rounded = (from[d] * inverse + magic) - magic;
-    to[d] = static_cast<int8_t>(static_cast<int32_t>(rounded >= -127.0f && rounded <= 127.0f ? rounded : 0.0f));
+    to[d] = static_cast<Integer>(static_cast<int32_t>(rounded >= -kLargest && rounded <= kLargest ? rounded : 0.0f));
   }
-  return largest / 127.0f + broken;
+  return largest / kLargest + sum_lanes(broken);
 }
 
 // One token's row of one head, as the cache holds it.

@@ -32,28 +32,34 @@ static inline float* scales_of(const AttentionProblem& problem, int8_t* block) {
   return reinterpret_cast<float*>(block + static_cast<size_t>(problem.head_size) * problem.block_size);
 }
 
-// Cache positions that row `row` of the item sees.
-static inline Visible visible_to(const AttentionProblem& problem, const WorkItem& item, int row) {
-  const int64_t position = static_cast<int64_t>(problem.past_seqlens[item.sequence]) + item.first_query + row / item.num_heads;
+// Cache positions that a query of the item sees.
+static inline Visible visible_to(const AttentionProblem& problem, const WorkItem& item, int query) {
+  const int64_t position = static_cast<int64_t>(problem.past_seqlens[item.sequence]) + item.first_query + query;
   return {larger(int64_t{0}, position - problem.window + 1), position + 1};
 }
 
-// Cache positions that some row of the item sees, inside the item's spans.
+// Cache positions that some query of the item sees, inside the item's spans.
 static inline Visible visible_to_item(const AttentionProblem& problem, const WorkItem& item) {
-  const int rows = item.num_queries * item.num_heads;
   return {larger(visible_to(problem, item, 0).first, item.first_span * kSpan),
-          smaller(visible_to(problem, item, rows - 1).last, item.last_span * kSpan)};
+          smaller(visible_to(problem, item, item.num_queries - 1).last, item.last_span * kSpan)};
 }
 
 // Finds the strips of the tile that hold positions in [visible.first, visible.last); other pointers stay as they are.
 template <class Element>
 static inline void locate(const AttentionProblem& problem, const WorkItem& item, Visible visible, Tile<Element>& tile) {
-  const int32_t* blocks = problem.block_table + item.sequence * problem.max_blocks;
-  for (int s = 0; s < kTile / kStrip; ++s) {
+  const int32_t* block_at = problem.block_table + item.sequence * problem.max_blocks;
+  const uint32_t first = static_cast<uint32_t>(tile.first_position);  // 32 bits, which divide in half the time
+  const uint32_t block_size = static_cast<uint32_t>(problem.block_size);
+  uint32_t offset = first % block_size;
+  block_at += first / block_size;
+  for (int s = 0; s < kTile / kStrip; ++s, offset += kStrip) {
+    if (offset == block_size) {
+      offset = 0;
+      ++block_at;
+    }
     const int64_t position = tile.first_position + s * kStrip;
     if (position + kStrip <= visible.first || position >= visible.last) continue;
-    const int32_t block = blocks[position / problem.block_size];
-    const size_t offset = static_cast<size_t>(position % problem.block_size);
+    const int32_t block = *block_at;
     Element* keys = block_of<Element>(problem, problem.key_cache, block, item.kv_head);
     Element* values = block_of<Element>(problem, problem.value_cache, block, item.kv_head);
     tile.keys[s] = keys + offset;
@@ -79,32 +85,32 @@ static inline void locate_first(const AttentionProblem& problem, const WorkItem&
 // Always inline: GCC takes a function that only prefetches for one without effects, and drops its calls.
 #define FASTSERVE_ALWAYS_INLINE __attribute__((always_inline))
 
-// While dimension d of a strip's keys is multiplied: the values of the strip, which lie side by side.
+// While dimensions [d, d + kDimsAhead) of a strip's keys are multiplied: as much of the strip's values, which lie side by side.
 template <class Element>
 struct ValuesAhead {
   const Tile<Element>& tile;
   FASTSERVE_ALWAYS_INLINE void operator()(int strip, int d) const {
-    constexpr int kBytes = kStrip * sizeof(Element);
-    if (kBytes >= kLine || d % (kLine / kBytes) == 0) __builtin_prefetch(tile.values.strips[strip] + d * kStrip);
+    const Element* values = tile.values.strips[strip] + d * kStrip;
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kDimsAhead * kStrip; i += kLine / sizeof(Element)) __builtin_prefetch(values + i);
   }
 };
 
-// While a token's values are added: its share of the dimensions of the next tile's keys.
+// While a token's values are added: its share of the lines of the next tile's keys.
 template <class Element>
 struct KeysAhead {
   const Tile<Element>& tile;
-  int head_size;
-  int block_size;
-  int line_mask;  // the dimensions without any of these bits begin a line
+  int lines;      // of a strip
+  size_t stride;  // elements from one line to the next
 
   static KeysAhead of(const AttentionProblem& problem, const Tile<Element>& tile) {
     const int bytes = problem.block_size * static_cast<int>(sizeof(Element));  // from one dimension to the next
-    return {tile, problem.head_size, problem.block_size, bytes < kLine ? kLine / bytes - 1 : 0};
+    const int dims = bytes < kLine ? kLine / bytes : 1;                        // of one line
+    return {tile, (problem.head_size + dims - 1) / dims, static_cast<size_t>(dims) * problem.block_size};
   }
   FASTSERVE_ALWAYS_INLINE void operator()(int strip, int token) const {
-    for (int d = token * head_size / kStrip; d < (token + 1) * head_size / kStrip; ++d) {
-      if ((d & line_mask) == 0) __builtin_prefetch(tile.keys[strip] + static_cast<size_t>(d) * block_size);
-    }
+    const int last = (token + 1) * lines / kStrip;
+    for (int line = token * lines / kStrip; line < last; ++line) __builtin_prefetch(tile.keys[strip] + line * stride);
   }
 };
 
