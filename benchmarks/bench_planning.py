@@ -122,13 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--waiting", type=int, choices=WAITING, nargs="+", default=WAITING)
+    parser.add_argument("--policy", choices=POLICIES, nargs="+", default=POLICIES)
     parser.add_argument("--pool", choices=POOLS, nargs="+", default=POOLS)
     parser.add_argument("--output", type=Path, default=RESULTS / "planning.json")
     arguments = parser.parse_args()
     rows = [
         measure(policy, waiting, pool=pool, steps=arguments.steps)
         for waiting in arguments.waiting
-        for policy in POLICIES
+        for policy in arguments.policy
         for pool in arguments.pool
     ]
     table = Table(title=f"Planning a step, {RUNNING} running, {processor()}")

@@ -225,3 +225,5 @@ def test_beams_that_wait_for_nothing_or_are_missing_are_violations():
     assert "request 1 has nothing to wait for, but its beams rest" in violations(engine.scheduler)
     search.beams.pop()
     assert "the beams of request 1 are not its sequences" in violations(engine.scheduler)
+    engine.scheduler.searches.clear()
+    assert "the scheduler's list of beam searches is wrong" in violations(engine.scheduler)

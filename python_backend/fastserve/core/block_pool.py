@@ -16,7 +16,7 @@ digest is given by ``core/prefix_cache.py`` and stands for all that a block hold
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class BlockPool:
@@ -109,11 +109,12 @@ class BlockPool:
 
     def find_prefix(self, digests: Iterable[bytes]) -> list[int]:
         """The blocks with these contents, up to the first that is not there."""
-        known, found = self._blocks, []
-        for digest in digests:
-            if (block := known.get(digest)) is None:
-                break
-            found.append(block)
+        known, found = self._blocks, list[int]()
+        try:
+            for digest in digests:
+                found.append(known[digest])
+        except KeyError:
+            pass
         return found
 
     def digest(self, block: int) -> bytes | None:
@@ -135,6 +136,11 @@ class BlockPool:
         """Those that nobody holds."""
         counts = self._ref_counts
         return [block for block in blocks if not counts[block]]
+
+    def last_held(self, blocks: Iterable[int], dropped: Mapping[int, int]) -> list[int]:
+        """Those that have no reference when so many of each are dropped."""
+        counts = self._ref_counts
+        return [block for block in blocks if dropped[block] == counts[block]]
 
     def ref_counts(self) -> tuple[int, ...]:
         """A snapshot, by block id."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.sequence import Sequence
@@ -34,49 +34,40 @@ class Candidate:
 
 
 class PlannedReferences:
-    """The references to blocks that there will be when what is planned so far is done."""
+    """The references to blocks that there will be when what is planned so far is done. Who takes over blocks keeps them: nobody
+    more urgent comes after it."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._dropped: Counter[int] = Counter()  # references that the plan drops, less those it adds, but for:
-        self._uncounted: list[tuple[int, ...]] = []  # blocks to each of which it adds one
-        self._taken_over: set[int] = set()  # of these, those that nobody held
+        self._dropped: Counter[int] = Counter()  # references, by block
+        self._kept: set[int] = set()  # blocks with references that the plan adds
+        self._freed: set[int] = set()  # blocks that were held, and nobody holds now
 
-    def count(self, block: int) -> int:
-        """Of one block."""
-        self._count_added()
-        return self._pool.ref_count(block) - self._dropped[block]
+    def is_shared(self, block: int) -> bool:
+        """Whether one that is held has more than one holder."""
+        return block in self._kept or self._pool.ref_count(block) - self._dropped[block] > 1
 
-    def drop(self, blocks: Iterable[int]) -> int:
+    def drop(self, blocks: Collection[int]) -> int:
         """Drop one to each; how many blocks have none left."""
-        self._count_added()
-        freed = 0
-        for block in blocks:
-            self._dropped[block] += 1
-            freed += self._dropped[block] == self._pool.ref_count(block)
-        return freed
+        self._dropped.update(blocks)
+        freed = [block for block in self._pool.last_held(blocks, self._dropped) if block not in self._kept]
+        self._freed.update(freed)
+        return len(freed)
 
     def take_over(self, candidate: Candidate) -> None:
         """Add one to each of its cached blocks."""
         if candidate.cached:
-            self._uncounted.append(candidate.cached)
-            self._taken_over.update(candidate.idle)
+            self._kept.update(candidate.cached)
+            self._freed.difference_update(candidate.cached)
 
     def num_idle(self, candidate: Candidate) -> int:
         """How many of its cached blocks nobody holds at this point of the plan."""
-        if not self._dropped:
-            return len(set(candidate.idle) - self._taken_over) if candidate.idle else 0
-        self._count_added()
-        return sum(self._dropped[block] == self._pool.ref_count(block) for block in candidate.cached)
+        idle = len(set(candidate.idle) - self._kept) if candidate.idle else 0
+        return idle + len(self._freed.intersection(candidate.cached)) if self._freed else idle
 
     def shared_write(self, sequence: Sequence) -> int | None:
         """The block that the sequence writes next, if others hold it too: it needs a copy of its own."""
         block = sequence.next_write(self._pool.block_size)
         if block is None or self._pool.ref_count(block) == 1:
             return None
-        return block if self.count(block) > 1 else None
-
-    def _count_added(self) -> None:
-        for blocks in self._uncounted:
-            self._dropped.subtract(blocks)
-        self._uncounted.clear()
+        return block if self.is_shared(block) else None

@@ -96,7 +96,10 @@ def _sequence_violations(scheduler: Scheduler) -> list[str]:
 
 def _beam_violations(scheduler: Scheduler) -> list[str]:
     found: list[str] = []
-    for search in {sequence.search for sequence in scheduler.sequences if sequence.search is not None}:
+    searches = {sequence.request.request_id: sequence.search for sequence in scheduler.sequences if sequence.search is not None}
+    if searches != scheduler.searches:
+        found.append("the scheduler's list of beam searches is wrong")
+    for search in searches.values():
         request = search.beams[0].request
         name = f"request {request.request_id}"
         if search.beams != [sequence for sequence in scheduler.sequences if sequence.request is request]:

@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from fastserve.core.candidate import Candidate, PlannedReferences
 from fastserve.core.plan import Chunk, StepPlan
 from fastserve.core.policy import Policy
-from fastserve.core.pool_room import PoolRoom
+from fastserve.core.pool_room import Held, PoolRoom
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.sequence import Sequence, SequenceStatus
 from fastserve.core.step_work import most_tokens, pairs_of
@@ -75,10 +75,8 @@ class _PrefillBudget:
 class Planner:
     """Builds one :class:`StepPlan` without changing anything; made afresh for each iteration."""
 
-    def __init__(
-        self, limits: StepLimits, cache: PrefixCache, swapper: Swapper, policy: Policy, holders: Collection[Sequence], now: float
-    ) -> None:
-        """``cache``: of the pool. ``holders``: the sequences that hold blocks."""
+    def __init__(self, limits: StepLimits, cache: PrefixCache, swapper: Swapper, policy: Policy, held: Held, now: float) -> None:
+        """``cache``: of the pool."""
         self._limits = limits
         self._cache = cache
         self._pool = cache.pool
@@ -94,7 +92,7 @@ class Planner:
         self._swapped_out: dict[Sequence, None] = {}
         self._swapped_in: dict[Sequence, int] = {}  # with their blocks
         self._passed: set[Sequence] = set()  # the sequences planned so far: more urgent than those to come
-        self._holders = holders
+        self._holders, self._searches = held
         self._crowded = False  # a swapped sequence waits until those that came in lately have stayed their time
         self._victims: Iterator[Sequence] | None = None  # Rule 3: who holds blocks, the least urgent first; made when needed
 
@@ -164,7 +162,7 @@ class Planner:
             num_held = len(cached)
         new_blocks = max(0, -(-num_tokens // block_size) - num_held) + shared
         uncomputed = num_tokens - start
-        idle = tuple(self._pool.idle(cached)) if cached else ()
+        idle = tuple(self._pool.idle(cached)) if cached and self._pool.num_cached else ()
         return Candidate(sequence, start, uncomputed, num_held, new_blocks, uncomputed == 1 and not swapped, cached, idle)
 
     def _other_holders(self, selected: list[Candidate], count: int) -> list[Candidate]:
@@ -210,7 +208,7 @@ class Planner:
 
     def _least_urgent_holders(self) -> Iterator[Sequence]:
         """Those that hold blocks, the least urgent first: before all others who rests, because nothing waits for it alone."""
-        resting = {sequence for sequence in self._holders if sequence.candidates is not None}  # `rests`, of thousands
+        resting = {beam for search in self._searches for beam in search.beams if beam.rests and beam.block_table}
         if resting:
             yield from self._policy.among(resting, self._now, reverse=True)
         for sequence in self._policy.among(self._holders, self._now, reverse=True):
@@ -238,7 +236,7 @@ class Planner:
             return False
         swapped = self._swap_out(victim)
         if swapped and self._swapper.proactive:
-            self._leaving += sum(self._references.count(block) == 1 for block in victim.block_table)
+            self._leaving += sum(not self._references.is_shared(block) for block in victim.block_table)
         else:
             self._free += self._references.drop(victim.block_table)
         if not swapped:
@@ -247,8 +245,10 @@ class Planner:
 
     def _swap_out(self, sequence: Sequence) -> bool:
         """Whether a tier has room for it. Beams take over each other's blocks: those that give way are computed again."""
+        if sequence.search is not None or not any(self._room.values()):
+            return False
         num_blocks = self._pool.blocks_for(sequence.num_computed)
-        tier = first_tier(self._room, num_blocks) if sequence.search is None else None
+        tier = first_tier(self._room, num_blocks)
         if tier is None:
             return False
         self._room[tier] -= num_blocks

@@ -9,6 +9,7 @@ from fastserve.core.beam_search import BeamSearch, blocks_together
 from fastserve.core.plan import StepPlan
 from fastserve.core.planner import Planner, StepLimits
 from fastserve.core.policy import Policy, PriorityClasses
+from fastserve.core.pool_room import Held
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
@@ -41,6 +42,8 @@ class Scheduler:
         self.policy = policy
         self._queue = Queue(queue)
         self._sequences: dict[int, list[Sequence]] = {}  # by request: its answers that have not ended
+        self.searches: dict[int, BeamSearch] = {}
+        """Of unfinished requests, by request."""
         self.holders: dict[Sequence, None] = {}
         """Sequences that hold blocks; kept by this class and the reservation."""
         self._deadlines = Deadlines(self._sequences)
@@ -77,7 +80,8 @@ class Scheduler:
         self._check_fits(request)
         sequence = Sequence(request)
         if request.params.num_beams > 1:
-            sequence.search = BeamSearch(request.params, sequence, self._longest(request) + 1 - len(request.prompt_token_ids))
+            longest = self._longest(request) + 1 - len(request.prompt_token_ids)
+            sequence.search = self.searches[request.request_id] = BeamSearch(request.params, sequence, longest)
         self._sequences[request.request_id] = [sequence]
         self._queue.enter(request.tenant)
         self.prefix_cache.prepare(sequence)
@@ -139,7 +143,8 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next iteration; changes nothing."""
-        return Planner(self.limits, self.prefix_cache, self.swapper, self.policy, self.holders, now).plan()
+        held = Held(self.holders, self.searches.values())
+        return Planner(self.limits, self.prefix_cache, self.swapper, self.policy, held, now).plan()
 
     def begin_swaps(self, plan: StepPlan) -> list[Transfer]:
         """Hand over blocks and slots for the transfers of ``plan``. A failed run does not undo them: the sequences are whole."""
@@ -186,6 +191,7 @@ class Scheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request.request_id]
+            self.searches.pop(sequence.request.request_id, None)
             self._queue.leave(sequence.request.tenant)
         self.policy.discard(sequence, completed=completed)
         self.release_blocks(sequence)

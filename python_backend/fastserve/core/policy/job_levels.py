@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 
 from fastserve.core.sequence import Sequence
@@ -86,6 +87,15 @@ class JobLevels:
         """Jobs in level 0 and the promoted ones, in parts that are in order of place."""
         late = (job for _, job in self._late)
         return self._levels[0], self._promoted(self._below, now), self._promoted(late, now)
+
+    def top_reversed(self, now: float) -> tuple[Iterable[tuple[Mark, Job]], ...]:
+        """The parts of ``top``, each from its end."""
+        late = (job for _, job in reversed(self._late))
+        return reversed(self._levels[0]), self._promoted_reversed(reversed(self._below), now), self._promoted_reversed(late, now)
+
+    def _promoted_reversed(self, waiting: Iterable[Job], now: float) -> Iterator[tuple[Mark, Job]]:
+        for job in itertools.dropwhile(lambda job: not self._starves(job, now), waiting):
+            yield self._promoted_place(job), job
 
     def _promoted(self, waiting: Iterable[Job], now: float) -> Iterator[tuple[Mark, Job]]:
         for job in waiting:

@@ -116,8 +116,7 @@ class SkipJoinMLFQ:
         for jobs in reversed(below):
             for job in sorted(jobs, key=attrgetter("place"), reverse=True):
                 yield job.sequence
-        parts = [list(part)[::-1] for part in self._resident.top(now)]
-        for _, job in heapq.merge(*parts, reverse=True):
+        for _, job in heapq.merge(*self._resident.top_reversed(now), reverse=True):
             yield job.sequence
 
     def next_schedule_s(self, sequence: Sequence, batch_size: int, now: float) -> float:
