@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from fastserve.config import TASK_PARAMETER, EncoderConfig, EngineConfig
@@ -14,7 +15,7 @@ from fastserve.triton.tensor_io import TensorIO
 _HEAD = ("# Written by `fastserve export`; yours to edit.", 'backend: "fastserve"')
 _INSTANCES = "instance_group [ { kind: KIND_CPU count: 1 } ]"
 _GPU_INSTANCES = "instance_group [ { kind: KIND_GPU count: 1 gpus: [ 0 ] } ]"
-_GPU_SETTINGS = {
+_GPU_SETTINGS: Mapping[str, tuple[object, str]] = {
     "block_size": (
         256,
         "a multiple of 256, so that FlashAttention serves every head size; smaller blocks fall back to slower kernels",
@@ -23,19 +24,42 @@ _GPU_SETTINGS = {
     "kv_cache_bytes": (4 << 30, "of the GPU's memory; it is not guessed what of it is free"),
 }
 """Engine settings of a model for CUDA that are not the defaults: value, reason."""
-INT8_KV_CACHE_DTYPE = "int8"
-_INT8_SETTINGS = {
+_INT8_SETTINGS: Mapping[str, tuple[object, str]] = {
     "kv_cache_dtype": (
-        INT8_KV_CACHE_DTYPE,
+        "int8",
         "as the weights are: 27 % of fp32's memory at head size 64, and of what a token reads of its context",
     ),
 }
 """Likewise of a model in int8 for CPUs."""
 
 
+_PARAMETER = re.compile(r'key:\s*"(\w+)"[\s,;]*value\s*:?\s*\{\s*string_value\s*:\s*"([^"]*)"')
+
+
+def kv_cache_dtype_of(device: str, dtype: str) -> str:
+    """The element type of the KV cache that :func:`render_config_pbtxt` asks for."""
+    return str(_settings(device, dtype).get("kv_cache_dtype", (EngineConfig().kv_cache_dtype, ""))[0])
+
+
+def kv_cache_dtype_in(text: str) -> str:
+    """What a config.pbtxt asks for."""
+    stated = "\n".join(line.partition("#")[0] for line in text.splitlines())
+    found: dict[str, str] = dict(_PARAMETER.findall(stated))
+    return found.get("kv_cache_dtype", EngineConfig().kv_cache_dtype)
+
+
+def is_as_rendered(text: str) -> bool:
+    """Whether a text-generation model's config.pbtxt is what an export has written, and nobody's own."""
+    return text in {render_config_pbtxt(device, dtype) for device, dtype in ((CPU, "fp32"), (CPU, "int8"), (CUDA, "fp16"))}
+
+
+def _settings(device: str, dtype: str) -> Mapping[str, tuple[object, str]]:
+    return _GPU_SETTINGS if device == CUDA else _INT8_SETTINGS if dtype == "int8" else {}
+
+
 def render_config_pbtxt(device: str = CPU, dtype: str = "fp32") -> str:
     """The text of a text-generation model's config.pbtxt. Triton takes the model's name from its folder."""
-    settings = _GPU_SETTINGS if device == CUDA else _INT8_SETTINGS if dtype == "int8" else {}
+    settings = _settings(device, dtype)
     return "\n".join(
         [
             *_HEAD,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastserve.errors import ToolError
-from fastserve.export.config_pbtxt import render_config_pbtxt
+from fastserve.export.config_pbtxt import is_as_rendered, kv_cache_dtype_in, kv_cache_dtype_of, render_config_pbtxt
 from fastserve.export.options import CONFIG_FILE, ExportOptions
 from fastserve.locked_folder import LockedFolder, sweep
 
@@ -36,8 +36,31 @@ def check_target(options: ExportOptions, name: str) -> Path:
 
 
 def has_config(target: Path) -> bool:
-    """Whether a config.pbtxt lies beside the version folder ``target``: it is the user's, and stays."""
+    """Whether a config.pbtxt lies beside the version folder ``target``. An encoder's is the user's, and stays."""
     return (target.parent / CONFIG_FILE).exists()
+
+
+def served_cache_dtype(target: Path, options: ExportOptions) -> str:
+    """Element type of the KV cache that a language model in ``target`` will be served with, by the config.pbtxt beside it."""
+    config = target.parent / CONFIG_FILE
+    if has_config(target) and not is_as_rendered(text := _read_config(config)):
+        return kv_cache_dtype_in(text)
+    return kv_cache_dtype_of(options.device, options.dtype)
+
+
+def config_notes(target: Path, options: ExportOptions) -> tuple[str, ...]:
+    """What there is to say of the config.pbtxt that lies beside ``target`` before a language model is put there. The user's own
+    stays; one that an export wrote, and nobody touched, becomes this export's."""
+    if not has_config(target):
+        return ()
+    config = target.parent / CONFIG_FILE
+    before, served = kv_cache_dtype_in(_read_config(config)), served_cache_dtype(target, options)
+    usual = kv_cache_dtype_of(options.device, options.dtype)
+    if served != usual:
+        return (f"{config} is your own and stays: it asks for kv_cache_dtype {served}, an export in {options.dtype} for {usual}",)
+    if before != served:
+        return (f"{config}, which an export wrote, asked for kv_cache_dtype {before}; it now asks for {served}",)
+    return ()
 
 
 def _read_config(path: Path) -> str:
@@ -99,11 +122,14 @@ def _publish(staging: Path, target: Path) -> None:
     if not model_directory.exists():
         staged.rename(model_directory)
         return
-    if not (model_directory / CONFIG_FILE).exists():
-        (staged / CONFIG_FILE).rename(model_directory / CONFIG_FILE)
+    config = model_directory / CONFIG_FILE
+    if not config.exists():
+        (staged / CONFIG_FILE).rename(config)
     if target.exists():
         target.rename(staging / _REPLACED)
     (staged / target.name).rename(target)
+    if (staged / CONFIG_FILE).exists() and is_as_rendered(_read_config(config)):
+        (staged / CONFIG_FILE).replace(config)
 
 
 def _put_back(replaced: Path, target: Path) -> None:

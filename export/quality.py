@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from fastserve.errors import InvalidRequest
-from fastserve.export.config_pbtxt import INT8_KV_CACHE_DTYPE
 from fastserve.export.perplexity import (
     ScoreArray,
     ServedLanguageModel,
@@ -60,10 +59,10 @@ def _read(model: Any, window: TextWindow) -> tuple[ScoreArray, TokenArray]:
     return -losses.numpy().astype(np.float64), rows.argmax(-1).numpy()
 
 
-def measure_quality(directory: Path, manifest: ModelManifest, source: SourceQuality) -> dict[str, float]:
-    """The measures for the manifest, with the KV cache that its config.pbtxt asks for. ``perplexity_rise_error``: standard error
-    of perplexity / perplexity_fp32, as if tokens were independent. Raises StepFailed or ManifestError."""
-    served = ServedLanguageModel(directory, manifest, kv_cache_dtype=INT8_KV_CACHE_DTYPE)
+def measure_quality(directory: Path, manifest: ModelManifest, source: SourceQuality, *, kv_cache_dtype: str) -> dict[str, float]:
+    """The measures for the manifest. ``kv_cache_dtype``: that the model will be served with. ``perplexity_rise_error``: standard
+    error of perplexity / perplexity_fp32, as if tokens were independent. Raises StepFailed or ManifestError."""
+    served = ServedLanguageModel(directory, manifest, kv_cache_dtype=kv_cache_dtype)
     found = [served.read(window) for window in source.windows]
     scores, likeliest = (np.concatenate(parts) for parts in zip(*found, strict=True))
     ratio = perplexity(scores) / perplexity(source.scores)

@@ -23,7 +23,7 @@ from fastserve.export.int8 import prepare_int8, quantize_decoder
 from fastserve.export.onnx_files import write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
-from fastserve.export.publish import check_target, staged_version
+from fastserve.export.publish import check_target, config_notes, served_cache_dtype, staged_version
 from fastserve.export.quality import SourceQuality, measure_quality
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import RotaryPlan, freeze_frequencies, rotary_plan
@@ -60,13 +60,13 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
         loaded = [load(found, config)]
         merged = merge_adapter(loaded[0], options.adapter) if options.adapter is not None else None
         with staged_version(options, name) as directory:
-            remarks = _notes(loaded[0], plan) + ((merged,) if merged else ())
+            remarks = _notes(loaded[0], plan) + ((merged,) if merged else ()) + config_notes(target, options)
             manifest, reference, quality = _write(loaded, directory, options, plan, clock)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             measured = (prove_for_cuda if options.device == CUDA else prove)(directory, manifest, reference)
             if quality is not None:
-                measured |= measure_quality(directory, manifest, quality)
+                measured |= measure_quality(directory, manifest, quality, kv_cache_dtype=served_cache_dtype(target, options))
             manifest = dataclasses.replace(manifest, proof=manifest.proof | measured)
             manifest.save(directory)
             ModelManifest.load(directory)  # as the server will

@@ -13,6 +13,8 @@ from fastserve.tools.launcher import LaunchOptions, TritonLauncher
 from tests.e2e.encoder_wire import infer_grpc
 
 ROWS = {"text_input": ["a good film", "b"]}
+FORBIDDING = LaunchOptions(ready_timeout_s=300.0, extra_args=(DO_NOT_COMPLETE,))
+BATCHER = "dynamic_batching { }"
 OUTPUT = '{ name: "score" data_type: TYPE_FP32 dims: [ 1 ] },'
 
 
@@ -36,6 +38,14 @@ def test_a_model_that_lacks_something_is_completed_or_told_so_where_the_user_for
     with TritonLauncher(folder, LaunchOptions(ready_timeout_s=300.0)) as launcher:
         assert DO_NOT_COMPLETE not in psutil.Process(launcher.pid).cmdline()
         assert infer_grpc(launcher, "classify", ROWS)
-    forbidding = LaunchOptions(ready_timeout_s=300.0, extra_args=(DO_NOT_COMPLETE,))
     with pytest.raises(ToolError, match=r'config\.pbtxt: lacks output "score"; allowed: .*export'):
-        TritonLauncher(folder, forbidding).start()
+        TritonLauncher(folder, FORBIDDING).start()
+
+
+def test_a_model_without_the_dynamic_batcher_is_served_where_the_user_forbids_completion(folder, encoder_server):
+    config = folder / "classify" / "config.pbtxt"
+    text = config.read_text()
+    assert BATCHER in text
+    config.write_text(text.replace(BATCHER, ""))
+    with TritonLauncher(folder, FORBIDDING) as launcher:
+        assert infer_grpc(launcher, "classify", ROWS) == infer_grpc(encoder_server, "classify", ROWS)

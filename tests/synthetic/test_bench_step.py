@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -42,6 +43,23 @@ def test_it_shows_where_an_iteration_goes_and_writes_the_figures(repository, cap
         assert all(group["run_ms"][kind] > 0 for kind in ("linear", "attention", "norm, elementwise", "head"))
     assert found["output_tokens"] == 18
     assert found["set"] == {"kv_cache_bytes": "4194304"}
+
+
+def test_settings_are_the_models_own_unless_the_command_says_otherwise(repository, capsys, tmp_path):
+    model, file = tmp_path / "own", tmp_path / "out.json"
+    shutil.copytree(repository / "tiny", model)
+    with (model / "config.pbtxt").open("a", encoding="utf-8") as config:
+        config.write('parameters { key: "kv_cache_dtype" value: { string_value: "int8" } }\n')
+        config.write('parameters { key: "kv_cache_bytes" value: { string_value: "1" } }\n')
+    assert bench(model, *SMALL, "--profile", "--json", file) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "settings of config.pbtxt: kv_cache_dtype=int8 settings of --set: kv_cache_bytes=4194304" in printed
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["config_pbtxt"] == {"kv_cache_dtype": "int8", "kv_cache_bytes": "1"}
+    assert bench(model, "--sequences", 1) == 1, "the model's own pool of a byte counts"
+    (model / "config.pbtxt").write_text("no configuration", encoding="utf-8")
+    assert bench(model, *SMALL) == 1
+    assert "config.pbtxt" in capsys.readouterr().err
 
 
 def test_a_folder_will_do_and_sampling_is_measured_too(repository, capsys):

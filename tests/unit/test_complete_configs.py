@@ -17,7 +17,7 @@ from fastserve.tools.supervised import SupervisedServer
 from fastserve.tools.supervisor import Job
 from fastserve.triton.function_io import FunctionSettings, render_function_config
 from fastserve.triton.services import check_complete
-from fastserve.triton.tensor_io import Contract, TensorIO, gaps
+from fastserve.triton.tensor_io import Contract, TensorIO, gaps, lacks_batcher
 from tests.unit.test_tools_launcher import make_system_triton
 
 CONTRACT = Contract((TensorIO("in", "TYPE_STRING", (1,)),), (TensorIO("out", "TYPE_FP32", (-1,)),), max_batch_size=8)
@@ -53,6 +53,7 @@ def test_what_export_and_server_write_is_whole(tmp_path):
         render_config_pbtxt().replace("max_batch_size: 0", "max_batch_size: 8"),  # then a batcher is to stand before it
         render_config_pbtxt().replace('backend: "fastserve"', 'backend: "onnxruntime"'),
         render_config_pbtxt().replace("TYPE_INT64", "TYPE_INT32"),
+        render_encoder_config_pbtxt("reranking", 1024, {}).replace("dynamic_batching { }", ""),
         render_encoder_config_pbtxt("reranking", 1024, {}) + "model_transaction_policy { decoupled: true }",
         render_config_pbtxt() + 'parameters { key: "task" value { string_value: "dancing" } }',
         "this is no configuration",
@@ -100,7 +101,7 @@ def test_triton_is_told_to_complete_nothing_where_it_loads_these_models_and_no_o
 
 
 def test_a_whole_configuration_has_no_gaps():
-    assert gaps(WHOLE, CONTRACT) == []
+    assert gaps(WHOLE, CONTRACT) == [] and not lacks_batcher(WHOLE, CONTRACT)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +110,18 @@ def test_a_whole_configuration_has_no_gaps():
         ({"input": []}, ['input "in"']),
         ({"output": []}, ['output "out"']),
         ({"max_batch_size": 0}, ["max_batch_size: 8"]),
-        ({"dynamic_batching": None}, ["dynamic_batching { }"]),
     ],
 )
 def test_gaps_are_named_as_they_would_be_filled(change, found):
-    given = {key: value for key, value in (WHOLE | change).items() if value is not None}
-    assert gaps(given, CONTRACT) == found
+    assert gaps(WHOLE | change, CONTRACT) == found
+
+
+@pytest.mark.parametrize("size", [4, 0])
+def test_a_batcher_is_worth_completing_a_configuration_for_and_no_gap(size):
+    given = {key: value for key, value in WHOLE.items() if key != "dynamic_batching"} | {"max_batch_size": size}
+    assert lacks_batcher(given, CONTRACT)
+    assert lacks_batcher(given, Contract((), (), max_batch_size=0)) == bool(size)
+    assert "dynamic_batching" not in " ".join(gaps(given, CONTRACT))
 
 
 def test_a_model_that_nobody_completed_is_refused_with_what_it_lacks():

@@ -11,8 +11,9 @@ import pytest
 
 import fastserve
 from fastserve.errors import ToolError
+from fastserve.export.config_pbtxt import kv_cache_dtype_in, render_config_pbtxt
 from fastserve.export.options import ExportOptions
-from fastserve.export.publish import check_target, staged_version
+from fastserve.export.publish import check_target, config_notes, served_cache_dtype, staged_version
 
 
 def export_a_file(options: ExportOptions, content: str = "weights") -> None:
@@ -68,6 +69,46 @@ def test_another_version_joins_the_first_and_the_users_config_stays(tmp_path: Pa
     export_a_file(ExportOptions(tmp_path, version=2))
     assert config.read_text().endswith("# edited")
     assert {path.name for path in config.parent.iterdir()} == {"1", "2", "config.pbtxt"}
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "int8"), ("int8", "fp32")])
+def test_a_config_that_an_export_wrote_is_written_anew_for_another_precision_and_said_so(tmp_path, before, after):
+    export_a_file(ExportOptions(tmp_path, dtype=before))
+    config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, dtype=after, force=True)
+    target = check_target(options, "model")
+    (note,) = config_notes(target, options)
+    assert f"asked for kv_cache_dtype {before}; it now asks for {after}" in note
+    assert served_cache_dtype(target, options) == after
+    export_a_file(options)
+    assert config.read_text() == render_config_pbtxt(dtype=after)
+    assert config_notes(target, options) == ()
+
+
+def test_a_config_of_the_users_own_stays_and_what_it_says_of_the_cache_is_said(tmp_path):
+    export_a_file(ExportOptions(tmp_path, dtype="int8"))
+    config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, force=True)
+    config.write_text(text := config.read_text() + "# mine\n")
+    target = check_target(options, "model")
+    (note,) = config_notes(target, options)
+    assert "is your own and stays: it asks for kv_cache_dtype int8, an export in fp32 for fp32" in note
+    assert served_cache_dtype(target, options) == "int8"
+    export_a_file(options)
+    assert config.read_text() == text
+    again = ExportOptions(tmp_path, dtype="int8", force=True)
+    assert config_notes(target, again) == () and served_cache_dtype(target, again) == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ('parameters { key: "kv_cache_dtype" value: { string_value: "fp16" } }', "fp16"),
+        ('parameters: [ {\n  key: "kv_cache_dtype"\n  value { string_value: "int8" }\n} ]', "int8"),
+        ('# parameters { key: "kv_cache_dtype" value: { string_value: "int8" } }', "fp32"),
+        ('parameters { key: "policy" value: { string_value: "fcfs" } }', "fp32"),
+    ],
+)
+def test_the_cache_that_a_config_asks_for_is_found_however_it_is_written(text, dtype):
+    assert kv_cache_dtype_in(text) == dtype
 
 
 def test_a_failed_replacement_keeps_the_old_version(tmp_path: Path) -> None:

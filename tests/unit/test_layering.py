@@ -58,7 +58,7 @@ RULES = {
     "profiler": rule(
         "core engine profiler",
         "rich",
-        modules={f"fastserve.tools.{name}" for name in ("console", "bench.lengths", "request_arguments")},
+        modules={f"fastserve.tools.{name}" for name in ("console", "bench.lengths", "model_config", "request_arguments")},
     ),
     "engine": rule("core worker text tasks engine", "numpy"),
     "triton": rule("core worker text tasks engine functions triton", f"numpy {TRITON_MODULE}"),

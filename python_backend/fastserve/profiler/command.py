@@ -9,7 +9,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from fastserve.errors import ModelNotFound
 from fastserve.manifest import MANIFEST_FILE, ModelManifest
 from fastserve.tools import console
 from fastserve.tools.bench.lengths import ALLOWED, lengths
+from fastserve.tools.model_config import settings_of_version
 from fastserve.tools.request_arguments import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _EPILOG = """examples:
   fastserve bench step ./models/my-model/1 --profile                also by kind of node and by operator
   fastserve bench step my-model --sequences 1 --input-tokens 16 --output-tokens 200 --set num_threads=1
 
-No server runs, nothing is tokenised: these are the engine's iterations and nothing else. Answers are greedy unless
+No server runs, nothing is tokenised: these are the engine's iterations and nothing else. Settings are those of the model's
+config.pbtxt, unless --set says otherwise. Answers are greedy unless
 --temperature says otherwise, and none ends early. With --profile the load is run a second time, by a session that takes
 notes, which slows it down: shares of that run are laid on the time of the first.
 """
@@ -52,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="above 0: sampled (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, prompts and sampling (default: 0)")
     parser.add_argument(
-        "--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help="a setting as in config.pbtxt"
+        "--set",
+        action="append",
+        default=[],
+        type=setting,
+        metavar="KEY=VALUE",
+        help="a setting, instead of what the model's config.pbtxt says of it",
     )
     parser.add_argument("--profile", action="store_true", help="where the run itself goes, by ONNX Runtime's own profile")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
@@ -65,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_output_file(arguments.json)
     directory = find_version(arguments.model, arguments.model_repository)
-    manifest, config = ModelManifest.load(directory), parse_config(EngineConfig, dict(arguments.set))
+    given, own = dict(arguments.set), settings_of_version(directory)
+    manifest, config = ModelManifest.load(directory), parse_config(EngineConfig, own | given)
     load = _draw(arguments, manifest)
     steps, _ = _measure(directory, manifest, config, load, arguments)
     noted: tuple[list[Step], list[RunTimes]] | None = None
@@ -74,10 +82,28 @@ def run(arguments: argparse.Namespace) -> int:
             noted = _measure(directory, manifest, config, load, arguments, profile=Path(folder) / "profile")
     figures = report(steps, noted)
     show(figures, console.stdout())
+    _show_settings(own, given)
     if arguments.json is not None:
-        settings = {"model": str(directory), "requests": len(load.outputs), "seed": arguments.seed, "set": dict(arguments.set)}
+        settings = {
+            "model": str(directory),
+            "requests": len(load.outputs),
+            "seed": arguments.seed,
+            "set": given,
+            "config_pbtxt": own,
+        }
         arguments.json.write_text(json.dumps({**settings, **figures}, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _show_settings(own: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """``own``: of the model's config.pbtxt; ``given``: by ``--set``, which counts where both say something."""
+    from rich.text import Text
+
+    kept = {key: value for key, value in own.items() if key not in given}
+    for source, settings in (("config.pbtxt", kept), ("--set", given)):
+        if settings:
+            shown = ", ".join(f"{key}={value}" for key, value in settings.items())
+            console.stdout().print(Text(f"settings of {source}: {shown}"))
 
 
 def find_version(model: str, repository: Path) -> Path:

@@ -30,6 +30,9 @@ def are_complete(repository: Path) -> bool:
 
 def _is_complete(config: dict[str, Any]) -> bool:
     from fastserve.triton.services import contract_of, string_parameters
-    from fastserve.triton.tensor_io import gaps
+    from fastserve.triton.tensor_io import gaps, lacks_batcher
 
-    return config.get("backend") == "fastserve" and not gaps(config, contract_of(string_parameters(config)))
+    if config.get("backend") != "fastserve":
+        return False
+    contract = contract_of(string_parameters(config))
+    return not gaps(config, contract) and not lacks_batcher(config, contract)

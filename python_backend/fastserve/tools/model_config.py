@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastserve.errors import ToolError
+
 
 def parse_model_config(text: str) -> Any:
     """Triton's ``ModelConfig``. Raises ImportError without the client package, ValueError for what is no configuration."""
@@ -37,6 +39,16 @@ def parameters_of_version(version: Path) -> dict[str, str]:
 
     folder = version.parent
     return string_parameters(read_model_config(folder)) if _config_file(folder).is_file() else {}
+
+
+def settings_of_version(version: Path) -> dict[str, str]:
+    """As :func:`parameters_of_version`. Raises ToolError for a file that is no configuration or cannot be read."""
+    try:
+        return parameters_of_version(version)
+    except ImportError as error:
+        raise ToolError(f"{_config_file(version.parent)} cannot be read ({error}); pip install tritonclient protobuf") from None
+    except (OSError, ValueError) as error:
+        raise ToolError(str(error)) from None
 
 
 def _config_file(folder: Path) -> Path:

@@ -46,14 +46,15 @@ def complete_config(config: Any, contract: Contract) -> None:
         config.add_output(entry)
     if given["max_batch_size"] == 0:
         config.set_max_batch_size(contract.max_batch_size)
-    if given["max_batch_size"] or contract.max_batch_size:
+    if lacks_batcher(given, contract):
         config.set_dynamic_batching()
     if not _is_decoupled(given, contract) and contract.decoupled:
         config.set_model_transaction_policy({"decoupled": True})
 
 
 def gaps(given: Mapping[str, Any], contract: Contract) -> list[str]:
-    """What :func:`complete_config` would add to a model configuration, in the words of config.pbtxt; nothing when it is whole.
+    """What of a model configuration is missing that :func:`complete_config` would add and that nothing can be served without, in
+    the words of config.pbtxt.
 
     ``given``: the configuration as JSON has it. Raises ConfigError when an entry contradicts the contract.
     """
@@ -65,11 +66,15 @@ def gaps(given: Mapping[str, Any], contract: Contract) -> list[str]:
     size = int(given.get("max_batch_size", 0))
     if contract.max_batch_size and not size:
         found.append(f"max_batch_size: {contract.max_batch_size}")
-    if (size or contract.max_batch_size) and "dynamic_batching" not in given:
-        found.append("dynamic_batching { }")
     if not _is_decoupled(given, contract) and contract.decoupled:
         found.append("model_transaction_policy { decoupled: true }")
     return found
+
+
+def lacks_batcher(given: Mapping[str, Any], contract: Contract) -> bool:
+    """Whether :func:`complete_config` would put Triton's dynamic batcher in front of a model with a batch dimension. It is served
+    without one too: requests come to the engine one by one, which batches them anyway."""
+    return bool(int(given.get("max_batch_size", 0)) or contract.max_batch_size) and "dynamic_batching" not in given
 
 
 def _is_decoupled(given: Mapping[str, Any], contract: Contract) -> bool:

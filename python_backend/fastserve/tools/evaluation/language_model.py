@@ -23,7 +23,7 @@ from fastserve.tools import console
 from fastserve.tools.evaluation.data_file import read_text
 from fastserve.tools.evaluation.display import SERVED, write_json
 from fastserve.tools.evaluation.progress import progress_bar
-from fastserve.tools.model_config import parameters_of_version
+from fastserve.tools.model_config import settings_of_version
 
 SOURCE = "source"
 DEFAULT_TOLERANCE = 1e-4
@@ -134,11 +134,7 @@ def served_cache_dtype(directory: Path) -> str:
     """The element type of the KV cache that the config.pbtxt beside a version folder asks for, the default without one.
 
     Raises ToolError for a file that is no configuration, ConfigError for one that the engine refuses."""
-    try:
-        parameters = parameters_of_version(directory)
-    except ValueError as error:
-        raise ToolError(str(error)) from None
-    return parse_config(EngineConfig, parameters).kv_cache_dtype
+    return parse_config(EngineConfig, settings_of_version(directory)).kv_cache_dtype
 
 
 def _measure(arguments: argparse.Namespace, directory: Path, manifest: ModelManifest) -> PerplexityReport:
