@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from fastserve.errors import InvalidRequest
 from fastserve.export.channel_peaks import channel_peaks
 from fastserve.export.encoders.sample_texts import SAMPLE_TEXTS
+from fastserve.export.int8_cache import cache_cost
 from fastserve.export.int8_choice import Int8Choice, choose_kept, layers_of, least
 from fastserve.export.int8_simulation import divergence, linear_layers, shifts
 from fastserve.export.options import MAX_PERPLEXITY_RISE, ExportOptions
@@ -34,15 +35,18 @@ _PIECES = 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Int8Ground:
-    """``peaks``: see :func:`~fastserve.export.channel_peaks.channel_peaks`. ``calibration``: token ids of texts."""
+    """``peaks``: see :func:`~fastserve.export.channel_peaks.channel_peaks`. ``calibration``: token ids of texts. ``cache_cost``:
+    nats a token that the KV cache costs."""
 
     peaks: Peaks
     calibration: list[list[int]]
     quality: SourceQuality
+    cache_cost: float
 
 
-def prepare_int8(loaded: LoadedModel, options: ExportOptions, max_model_len: int) -> Int8Ground:
-    """Run the source over texts. Raises InvalidRequest for a text that cannot be read, ToolError for one too short."""
+def prepare_int8(loaded: LoadedModel, options: ExportOptions, max_model_len: int, kv_cache_dtype: str) -> Int8Ground:
+    """Run the source over texts. ``kv_cache_dtype``: that the model will be served with. Raises InvalidRequest for a text that
+    cannot be read, ToolError for one too short."""
     known = loaded.model.get_input_embeddings().weight.shape[0]  # a tokenizer may have more ids than the model has rows
 
     def tokens_of(text: str) -> list[int]:
@@ -52,7 +56,8 @@ def prepare_int8(loaded: LoadedModel, options: ExportOptions, max_model_len: int
     texts = [tokens[:max_model_len] for text in SAMPLE_TEXTS if (tokens := tokens_of(text))]
     prose, length = tokens_of(CALIBRATION_PROSE), min(max_model_len, _PIECE)
     pieces = [prose[begin : begin + length] for begin in range(0, len(prose), length)]
-    return Int8Ground(channel_peaks(loaded.model, texts + pieces), pieces[:_PIECES], quality)
+    cost = cache_cost(loaded.model, pieces[:_PIECES]) if kv_cache_dtype == "int8" else 0.0
+    return Int8Ground(channel_peaks(loaded.model, texts + pieces), pieces[:_PIECES], quality, cost)
 
 
 def quantize_decoder(graph_model: ir.Model, model: Any, ground: Int8Ground, options: ExportOptions) -> Int8Choice:
@@ -70,7 +75,7 @@ def quantize_decoder(graph_model: ir.Model, model: Any, ground: Int8Ground, opti
     costs = _smooth_best(graph, products, model, ground)
     RemoveUnusedNodesPass()(graph_model)
     sizes = {name: sum(map(_size, found)) for name, found in products.items()}
-    choice = choose_kept(costs, sizes, named, options.max_perplexity_rise or MAX_PERPLEXITY_RISE)
+    choice = choose_kept(costs, sizes, named, options.max_perplexity_rise or MAX_PERPLEXITY_RISE, cache_cost=ground.cache_cost)
     quantize_products(graph, [product for name in products if name not in choice.kept for product in products[name]])
     RemoveUnusedNodesPass()(graph_model)
     return choice

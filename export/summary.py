@@ -53,7 +53,10 @@ def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
             f"{proof['perplexity_rise_error']:.1%}); greedy token agrees in {proof['greedy_agreement']:.1%} of "
             f"{proof['quality_tokens']:,.0f}"
         )
-        rows["int8, expected"] = f"perplexity {proof['expected_perplexity_rise']:+.1%}" + (
+        rows["int8, expected"] = (
+            f"perplexity {proof['expected_perplexity_rise']:+.1%}, by the KV cache alone "
+            f"{proof['expected_perplexity_rise_of_cache']:+.1%}"
+        ) + (
             f", {proof['products_of_unknown_loss']:.0f} products of unknown loss aside"
             if proof["products_of_unknown_loss"]
             else ""

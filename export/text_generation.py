@@ -61,12 +61,13 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
         merged = merge_adapter(loaded[0], options.adapter) if options.adapter is not None else None
         with staged_version(options, name) as directory:
             remarks = _notes(loaded[0], plan) + ((merged,) if merged else ()) + config_notes(target, options)
-            manifest, reference, quality = _write(loaded, directory, options, plan, clock)
+            cache_dtype = served_cache_dtype(target, options)
+            manifest, reference, quality = _write(loaded, directory, options, plan, clock, cache_dtype)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             measured = (prove_for_cuda if options.device == CUDA else prove)(directory, manifest, reference)
             if quality is not None:
-                measured |= measure_quality(directory, manifest, quality, kv_cache_dtype=served_cache_dtype(target, options))
+                measured |= measure_quality(directory, manifest, quality, kv_cache_dtype=cache_dtype)
             manifest = dataclasses.replace(manifest, proof=manifest.proof | measured)
             manifest.save(directory)
             ModelManifest.load(directory)  # as the server will
@@ -79,9 +80,10 @@ def _notes(loaded: LoadedModel, plan: RotaryPlan) -> tuple[str, ...]:
 
 
 def _write(
-    holder: list[LoadedModel], directory: Path, options: ExportOptions, plan: RotaryPlan, clock: StageClock
+    holder: list[LoadedModel], directory: Path, options: ExportOptions, plan: RotaryPlan, clock: StageClock, cache_dtype: str
 ) -> tuple[ModelManifest, Reference, SourceQuality | None]:
-    """Everything up to the proof. Takes the model out of ``holder``, so that its weights are freed on return."""
+    """Everything up to the proof. Takes the model out of ``holder``, so that its weights are freed on return. ``cache_dtype``: of
+    the KV cache that the model will be served with."""
     loaded = holder.pop()
     model = loaded.model
     check_model(model)
@@ -99,7 +101,7 @@ def _write(
     reference = reference_run(model, plan.max_model_len, {layer.window for layer in layers})
     freeze_frequencies(model)  # else after the reference run: the proof covers the freezing too
     losses = _narrow(model, options.device, reference)
-    ground = prepare_int8(loaded, options, plan.max_model_len) if options.dtype == "int8" else None
+    ground = prepare_int8(loaded, options, plan.max_model_len, cache_dtype) if options.dtype == "int8" else None
     clock.begin(Stage.TRACE)
     program = trace_packed(model, layers, target)
     clock.begin(Stage.CONVERT)

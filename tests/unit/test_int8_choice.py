@@ -34,6 +34,17 @@ def test_what_the_user_keeps_counts_and_what_is_left_may_be_enough() -> None:
     assert choice.rise == pytest.approx(math.expm1(0.01))
 
 
+def test_products_make_up_for_what_the_cache_costs_but_for_half_of_what_is_allowed() -> None:
+    choice = choose_kept(COSTS, SIZES, (), 3.1, cache_cost=0.004)
+    assert choice.kept == ("attn",)
+    assert (choice.rise, choice.cache_rise) == (pytest.approx(math.expm1(0.03)), pytest.approx(math.expm1(0.004)))
+    for costly in (0.0205, 1.0):
+        choice = choose_kept(COSTS, SIZES, (), 100 * math.expm1(0.041), cache_cost=costly)
+        assert choice.kept == ("attn", "mlp")
+        assert choice.rise == pytest.approx(math.expm1(0.02 + costly))
+    assert choose_kept(COSTS, SIZES, (), 3.1, cache_cost=math.nan).measures()["expected_perplexity_rise_of_cache"] > 1e40
+
+
 def test_products_of_unknown_cost_are_named_and_never_kept() -> None:
     choice = choose_kept(COSTS, SIZES, (), 0.1)
     assert choice.kept == ("attn", "mlp", "head")
