@@ -3,8 +3,8 @@
 Every policy serves the same chat prompts at the same times, with lengths of answers as in the trace: each answer is drawn with a
 seed of its own, so it is the same under every policy, and a stop token ends it where it should, which no policy can foresee. One
 Triton holds a model for each policy; they take turns, and every round begins with another one and with servers that have learned
-nothing. What steps cost is what the server measured when it loaded the model, times one factor that lets a simulation of
-everybody asking at once end when the measurement did.
+nothing. What steps cost is what the server has learned when everybody asked at once: a drawn token is one for which a client
+beside it has received a response.
 
 A slice is that measurement ("all at once"), or one round at one load; results so far are kept in ``--output``, and ``--slices N``
 does the next N, so that each is a few minutes of a quiet machine. Run again to go on; other settings start anew.
@@ -19,15 +19,16 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from policy_results import summarize_runs
+from policy_results import summarize_costs, summarize_runs
 from policy_workload import MARGIN, Ask, Ending, asks_of, ending_near, parameters
 from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
-from fastserve.core.step_work import StepCosts
+from fastserve.core.step_work import TERMS, StepCosts
 from fastserve.errors import FastServeError, ToolError
 from fastserve.manifest import ModelManifest
 from fastserve.simulator.simulation import Machine, Run, simulate
@@ -99,22 +100,39 @@ def run_slice(bench: Bench, part: Slice, found: dict[str, Any]) -> None:
     """Adds what was measured to ``found``."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        policies = [COST_AWARE] if part.load is None else list(bench.arguments.policy)
-        turn = part.round % len(policies)
-        for policy in policies:
-            _add_model(work / "repository" / policy, bench.model, bench.settings_of(policy))
-        options = LaunchOptions(environment={"FASTSERVE_CACHE": str(work / "cache")})
-        with TritonLauncher(work / "repository", options) as triton:
-            if part.load is None:
-                _all_at_once(bench, triton.grpc_url, work / "cache", found)
-                return
-            due, endings = [job.arrival_s for job in arrivals(found, part.load, bench.arguments)], endings_of(found)
-            for policy in policies[turn:] + policies[:turn]:
-                samples = _run(bench, triton.grpc_url, policy, due, endings)
-                pairs = zip(samples, endings, strict=True)
-                other = sum(sample.output_tokens != ending.output_tokens for sample, ending in pairs)
-                what = {"load": part.load, "round": part.round, "policy": policy, "answers_of_other_length": other}
-                found["runs"].append({**what, **_figures(samples)})
+        if part.load is None:
+            with _serving(bench, [COST_AWARE], work) as url:
+                seconds = _all_at_once(bench, url, found)
+            # The model is unloaded: the server has kept what it learned.
+            (file,) = work.glob("cache/costs-*.json")
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            found.update(costs_s={name: kept[name] for name in TERMS}, all_at_once_s=seconds)
+            return
+        with _serving(bench, bench.arguments.policy, work) as url:
+            _measure_policies(bench, part, url, found)
+
+
+@contextmanager
+def _serving(bench: Bench, policies: Sequence[str], work: Path) -> Iterator[str]:
+    """A Triton with a model for each policy; its gRPC address."""
+    for policy in policies:
+        _add_model(work / "repository" / policy, bench.model, bench.settings_of(policy))
+    options = LaunchOptions(environment={"FASTSERVE_CACHE": str(work / "cache")})
+    with TritonLauncher(work / "repository", options) as triton:
+        yield triton.grpc_url
+
+
+def _measure_policies(bench: Bench, part: Slice, url: str, found: dict[str, Any]) -> None:
+    """One after the other, each round beginning with another one."""
+    assert part.load is not None
+    due, endings = [job.arrival_s for job in arrivals(found, part.load, bench.arguments)], endings_of(found)
+    policies = list(bench.arguments.policy)
+    turn = part.round % len(policies)
+    for policy in policies[turn:] + policies[:turn]:
+        samples = _run(bench, url, policy, due, endings)
+        other = sum(sample.output_tokens != ending.output_tokens for sample, ending in zip(samples, endings, strict=True))
+        what = {"load": part.load, "round": part.round, "policy": policy, "answers_of_other_length": other}
+        found["runs"].append({**what, **_figures(samples)})
 
 
 def _add_model(folder: Path, model: Path, parameters: Mapping[str, Any]) -> None:
@@ -142,8 +160,8 @@ def _run(bench: Bench, url: str, policy: str, due: Sequence[float], endings: Seq
     return [found[number] for number in range(len(due))]
 
 
-def _all_at_once(bench: Bench, url: str, cache: Path, found: dict[str, Any]) -> None:
-    """What steps cost, and where answers can be made to end."""
+def _all_at_once(bench: Bench, url: str, found: dict[str, Any]) -> float:
+    """Finds where answers can be made to end; the seconds it took."""
     clock, token_ids, inputs = WallClock(), dict[int, list[int]](), dict[int, int]()
     with connect(url) as client, watched(len(bench.asks)) as seen:
 
@@ -159,15 +177,10 @@ def _all_at_once(bench: Bench, url: str, cache: Path, found: dict[str, Any]) -> 
             return Sample(started, answers[-1].arrival)
 
         samples = open_loop(ask, [0.0] * len(bench.asks), clock, seen)
-    seconds = max(sample.ended for sample in samples) - min(sample.started for sample in samples)
     endings = [ending_near(token_ids[number], inputs[number], ask.output_tokens) for number, ask in enumerate(bench.asks)]
-    (file,) = cache.glob("costs-*.json")
-    measured = json.loads(file.read_text(encoding="utf-8"))
-    costs = (measured["base_s"], measured["token_s"])
-    jobs = [Job(inputs[number], len(token_ids[number])) for number in range(len(samples))]
-    factor = seconds / _simulate(jobs, COST_AWARE, costs, bench.arguments).seconds
-    found.update(profile_s=costs, factor=factor, costs_s=[factor * cost for cost in costs])
     found["endings"] = [dataclasses.asdict(ending) for ending in endings]
+    found["asked"] = [dataclasses.asdict(Job(inputs[number], len(token_ids[number]))) for number in range(len(samples))]
+    return max(sample.ended for sample in samples) - min(sample.started for sample in samples)
 
 
 def endings_of(found: Mapping[str, Any]) -> list[Ending]:
@@ -177,22 +190,28 @@ def endings_of(found: Mapping[str, Any]) -> list[Ending]:
 def arrivals(found: Mapping[str, Any], load: float, arguments: argparse.Namespace) -> list[Job]:
     """Poisson, the same for every policy and round."""
     jobs = [Job(ending.input_tokens, ending.output_tokens) for ending in endings_of(found)]
-    costs = _machine(found["costs_s"], arguments).cost_model()
+    costs = _machine(found, arguments).cost_model()
     return arrive(jobs, load, costs, pattern="poisson", random_=random.Random(arguments.seed))
 
 
 def predict(found: Mapping[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the simulator says of each load and policy."""
+    """What the simulator says of each load and policy, with what steps cost when all asked at once."""
     return [
-        row(policy, load, _simulate(arrivals(found, load, arguments), policy, found["costs_s"], arguments))
+        row(policy, load, _simulate(arrivals(found, load, arguments), policy, found, arguments))
         for load in arguments.load
         for policy in arguments.policy
     ]
 
 
-def _machine(costs: Sequence[float], arguments: argparse.Namespace) -> Machine:
+def all_at_once_simulated_s(found: Mapping[str, Any], arguments: argparse.Namespace) -> float:
+    """What the simulator makes of the run that the costs are from."""
+    jobs = [Job(**job) for job in found["asked"]]
+    return _simulate(jobs, COST_AWARE, found, arguments).seconds
+
+
+def _machine(found: Mapping[str, Any], arguments: argparse.Namespace) -> Machine:
     return Machine(
-        StepCosts(costs[0], costs[1]),
+        StepCosts(**found["costs_s"]),
         max_num_seqs=arguments.max_seqs,
         max_batched_tokens=arguments.max_batched_tokens,
         max_model_len=arguments.max_model_len,
@@ -201,8 +220,8 @@ def _machine(costs: Sequence[float], arguments: argparse.Namespace) -> Machine:
     )
 
 
-def _simulate(jobs: Sequence[Job], policy: str, costs: Sequence[float], arguments: argparse.Namespace) -> Run:
-    return simulate(jobs, policy, _machine(costs, arguments), lambda: None)
+def _simulate(jobs: Sequence[Job], policy: str, found: Mapping[str, Any], arguments: argparse.Namespace) -> Run:
+    return simulate(jobs, policy, _machine(found, arguments), lambda: None)
 
 
 def _figures(samples: Sequence[Sample]) -> dict[str, list[float]]:
@@ -266,6 +285,7 @@ def main() -> None:
             write_json(found, arguments.output, console)
     except FastServeError as error:
         sys.exit(str(error))
+    summarize_costs(found, all_at_once_simulated_s(found, arguments), console)
     if found["runs"]:
         summarize_runs(found, predict(found, arguments), console)
 

@@ -18,10 +18,15 @@ _MEASURES = {
 Found = Mapping[str, Any]
 
 
+def summarize_costs(found: Found, simulated_s: float, console: Console) -> None:
+    """``simulated_s``: what the simulator makes of everybody asking at once."""
+    terms = ", ".join(f"{name[:-2]} {cost * 1e6:.3g}" for name, cost in found["costs_s"].items())
+    console.print(f"us of a step and of each token, row, position read and pair in it: {terms}")
+    console.print(f"all at once: {found['all_at_once_s']:.1f} s, simulated {simulated_s:.1f} s")
+
+
 def summarize_runs(found: Found, predicted: Sequence[Found], console: Console) -> None:
     """Medians over the rounds, in seconds; ratios to fcfs are medians of the rounds' own."""
-    base, token = (cost * 1e3 for cost in found["costs_s"])
-    console.print(f"a step: {base:.2f} ms and {token:.3f} ms a token ({found['factor']:.2f} times what was measured at load)")
     other = sum(run["answers_of_other_length"] for run in found["runs"])
     console.print(
         f"{len(found['runs'])} runs of {len(found['endings'])} requests; {other} answers were of another length than expected"

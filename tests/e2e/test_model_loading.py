@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -207,6 +209,21 @@ def test_an_unload_lets_a_running_stream_finish_and_then_nothing_is_left(reposit
     assert repository.load(name).status_code == 200
     assert repository.answer(name) == expected
     repository.unload(name)
+
+
+def test_what_a_model_learned_of_its_steps_is_kept_when_it_is_unloaded(repository):
+    cache = Path(os.environ["FASTSERVE_CACHE"])
+    name, before = "learning", set(cache.glob("costs-*.json"))
+    repository.add(name, {"max_num_seqs": "13"})
+    assert repository.load(name).status_code == 200
+    (file,) = set(cache.glob("costs-*.json")) - before
+    profiled = json.loads(file.read_text())
+    with open_channel(repository.launcher) as channel:
+        assert len(list(rows_of(start_call(channel, stream_of(name, 200))))) > 0
+    repository.unload(name)
+    wait_until(lambda: repository.stubs(name) == [])
+    kept = json.loads(file.read_text())
+    assert kept != profiled and kept["circumstances"] == profiled["circumstances"] and kept.keys() == profiled.keys()
 
 
 def test_a_model_that_is_being_unloaded_takes_no_new_requests(repository):

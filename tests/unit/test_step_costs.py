@@ -55,6 +55,28 @@ def test_the_first_start_measures_and_the_next_one_need_not(tmp_path):
     assert again.cost_model.costs == costs
 
 
+def test_what_an_engine_has_learned_is_where_the_next_one_begins(tmp_path):
+    engine, runner = start(tmp_path)
+    engine.cost_file = CostFile(tmp_path, {"model": "a"})
+    runner.costs = StepCosts(0.030, 0.001)
+    for number in range(20):
+        engine.submit(make_request(number, range(number, number + 40), max_tokens=20))
+    while engine.has_work:
+        engine.step()
+    learned = engine.cost_model.costs
+    assert learned.seconds(StepWork(8, 8)) > 1.5 * SLOW.seconds(StepWork(8, 8))
+    engine.keep_costs()
+    again, _ = start(tmp_path)
+    assert again.cost_model.costs == learned
+
+
+def test_an_engine_that_nobody_gave_a_file_keeps_nothing(tmp_path):
+    engine, _ = start(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    engine.keep_costs()
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_every_term_is_measured_and_chunks_beside_decodes_are_bounded_by_them_at_once(tmp_path):
     costs = StepCosts(0.010, 0.001, row_s=0.0005, read_s=2e-5, pair_s=1e-6)
     roomy = {"num_blocks": 1000, "max_model_len": 3000}

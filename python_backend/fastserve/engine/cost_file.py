@@ -1,4 +1,4 @@
-"""What steps cost, kept from one start of a server to the next, so that a restart measures nothing.
+"""What steps cost, kept when it was measured and when the model is unloaded, so that a restart measures nothing.
 
 The file lies in the cache folder, not in the model's: a Triton that polls its repository would take a file that appears there for
 a new model, and load it again. It is named for all that the costs depend on, and says so itself; one that is damaged, of

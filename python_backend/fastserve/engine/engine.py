@@ -23,6 +23,7 @@ from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import Sequence as CoreSequence
 from fastserve.core.swapper import Tier
 from fastserve.core.transfers import Copier, NoCopier, Transfers
+from fastserve.engine.cost_file import CostFile
 from fastserve.engine.failures import as_step_failure, deadline_passed
 from fastserve.engine.stats import EngineStats
 from fastserve.engine.step_times import StepTimes
@@ -61,6 +62,8 @@ class Engine:
         ``copier``: moves the bytes that the scheduler's swapper moves the ids of."""
         self.scheduler = scheduler
         self.cost_model = cost_model
+        self.cost_file: CostFile | None = None
+        """Where what was learned is kept for the next engine like this one."""
         self._runner = runner
         self.kv_cache = kv_cache
         self._clock = clock
@@ -178,6 +181,11 @@ class Engine:
         for request_id in request_ids:
             self.scheduler.abort(request_id, completed=False)
         return [Failed(request_id, error) for request_id in request_ids]
+
+    def keep_costs(self) -> None:
+        """Let the next engine start from what this one has learned of its steps."""
+        if self.cost_file is not None:
+            self.cost_file.keep(self.cost_model)
 
     def close(self) -> None:
         """Give back what the tiers below the pool have; the engine is not used afterwards."""

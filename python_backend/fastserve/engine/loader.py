@@ -97,7 +97,8 @@ def load_engine(
     num_tokens = max(1, min(limits.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
     params = SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
-    find_costs(engine, CostFile(cache_directory(), circumstances(manifest, widest, num_threads)), num_tokens, clock)
+    engine.cost_file = CostFile(cache_directory(), circumstances(manifest, widest, num_threads))
+    find_costs(engine, engine.cost_file, num_tokens, clock)
     if widest != config:
         choose_limits(config, engine)
     log_costs(config, cost_model)

@@ -29,7 +29,7 @@ _FAR = 2048
 
 
 def find_costs(engine: Engine, file: CostFile, num_tokens: int, clock: Callable[[], float]) -> None:
-    """Let the engine's cost model start from what an earlier start measured, else from measurements made now, of steps of up to
+    """Let the engine's cost model start from what an earlier engine learned, else from measurements made now, of steps of up to
     ``num_tokens`` tokens; they are kept in ``file``. The engine must be warm and without requests."""
     if not file.restore(engine.cost_model):
         _profile(engine, num_tokens, clock)

@@ -27,7 +27,12 @@ class GenerationService(EngineService[Request]):
         engine = load_engine(directory, manifest, config, time.monotonic, instance=instance)
         self._batched = int(json.loads(args["model_config"]).get("max_batch_size", 0)) > 0
         self._task = load_text_generation(directory, manifest, config)
+        self._keep_costs = engine.keep_costs
         super().__init__(args, engine, max_queue_size=config.max_queue_size)
+
+    def stop(self) -> None:
+        super().stop()
+        self._keep_costs()  # the engine's thread has ended
 
     def read(self, received: Received, request_id: int) -> tuple[GenerationResponse, Request]:
         item, flags = parse_generation(received.tensors, received.parameters)
