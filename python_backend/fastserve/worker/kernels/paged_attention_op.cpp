@@ -91,11 +91,14 @@ struct PagedAttentionKernel {
       const NewTokens tokens = plan.writes[i / heads];
       scatter(problem, tokens.first, tokens.last, static_cast<int>(i % heads));
     });
+    // What a thread computes after its turn is a guess: the others take a turn each meanwhile.
+    const size_t others = std::min(plan.turns.size(), static_cast<size_t>(hardware_threads()));
     parallel_for(api, context, plan.turns.size(), [&](size_t turn) {
       const size_t last = plan.turns[turn].last;
+      const WorkItem* next = turn + others < plan.turns.size() ? &plan.items[plan.turns[turn + others].first] : nullptr;
       for (size_t i = plan.turns[turn].first; i < last; ++i) {
         const WorkItem& item = plan.items[i];
-        attend(problem, item, i + 1 < last ? &plan.items[i + 1] : nullptr);
+        attend(problem, item, i + 1 < last ? &plan.items[i + 1] : next);
         if (item.split < 0) continue;
         SplitAttention& split = plan.splits[static_cast<size_t>(item.split)];
         // Whoever finishes last sees what the others wrote.

@@ -37,6 +37,7 @@ constexpr OpSchema kSchema = {"QuantizedMatMul", "fastserve::QuantizedMatMul", k
 
 constexpr int64_t kMostOutputs = int64_t{1} << 24;
 constexpr int64_t kQuantizedAtOnce = 16384;  // activations of one work item
+constexpr int64_t kQuantizedAlone = 65536;   // as many are one item: to wake another thread takes as long as it saves
 constexpr int64_t kRowsAtOnce = 192;         // of one work item, so that their activations stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 4;         // of one work item, or a multiple: what the kernels compute at once
 constexpr int64_t kLeastWork = 384 * 1024;   // of one work item, in bytes of weights that could be read meanwhile
@@ -144,7 +145,7 @@ struct QuantizedMatMulKernel {
     const std::unique_ptr<float[]> row_scale(new float[rows]);
     problem.activations = activations.data();
     problem.row_scale = row_scale.get();
-    const int64_t rows_at_once = divide_up(kQuantizedAtOnce, k);
+    const int64_t rows_at_once = problem.rows * k <= kQuantizedAlone ? problem.rows : divide_up(kQuantizedAtOnce, k);
     parallel_for(api, context, static_cast<size_t>(divide_up(problem.rows, rows_at_once)), [&](size_t i) {
       const int64_t first = static_cast<int64_t>(i) * rows_at_once;
       kernels.quantize(problem, first, std::min(problem.rows, first + rows_at_once));

@@ -27,6 +27,7 @@ constexpr OpInput kInputs[] = {{"x", ort::kFloat, ort::kRequired},
 constexpr OpSchema kSchema = {"RowNorm", "fastserve::RowNorm", kInputs, std::size(kInputs), 2};
 
 constexpr int64_t kElementsAtOnce = 8192;  // of one work item
+constexpr int64_t kElementsAlone = 32768;  // as many are one item: to wake another thread takes as long as it saves
 
 struct RowNormKernel {
   static const OpSchema& schema() { return kSchema; }
@@ -60,8 +61,8 @@ struct RowNormKernel {
     problem.n = n;
     problem.epsilon = epsilon;
     problem.centred = centred;
-    if (n == 0) return;
-    const int64_t rows_at_once = std::max<int64_t>(1, kElementsAtOnce / n);
+    if (rows * n == 0) return;
+    const int64_t rows_at_once = rows * n <= kElementsAlone ? rows : std::max<int64_t>(1, kElementsAtOnce / n);
     parallel_for(api, context, static_cast<size_t>((rows + rows_at_once - 1) / rows_at_once), [&](size_t i) {
       const int64_t first = static_cast<int64_t>(i) * rows_at_once;
       kernels.normalize(problem, first, std::min(rows, first + rows_at_once));
