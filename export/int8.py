@@ -20,7 +20,8 @@ from fastserve.export.int8_simulation import divergence, linear_layers, shifts
 from fastserve.export.options import MAX_PERPLEXITY_RISE, ExportOptions
 from fastserve.export.prose import CALIBRATION_PROSE
 from fastserve.export.quality import SourceQuality, read_text, source_quality
-from fastserve.export.rewrites.quantization import constant_products, quantize_products
+from fastserve.export.rewrites.packed_products import constant_products
+from fastserve.export.rewrites.quantization import quantize_products
 from fastserve.export.rewrites.smoothing import Peaks, find_smoothings, module_of, num_inputs, smooth
 from fastserve.export.source import LoadedModel
 

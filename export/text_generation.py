@@ -26,6 +26,7 @@ from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_r
 from fastserve.export.publish import check_target, config_notes, served_cache_dtype, staged_version
 from fastserve.export.quality import SourceQuality, measure_quality
 from fastserve.export.quiet import quiet_libraries
+from fastserve.export.rewrites.prepacking import prepack_products
 from fastserve.export.rotary import RotaryPlan, freeze_frequencies, rotary_plan
 from fastserve.export.source import LoadedModel, load, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
@@ -107,12 +108,13 @@ def _write(
     clock.begin(Stage.CONVERT)
     graph_model = convert(program, len(layers), target)
     check_graph(graph_model.graph, len(layers), target.domain)
-    if options.device == CPU:
-        optimize_decoder(graph_model, plan.max_model_len)  # with operators that only a CPU has
     choice = None
-    if ground is not None:
-        clock.begin(Stage.WEIGH)
-        choice = quantize_decoder(graph_model, model, ground, options)
+    if options.device == CPU:  # operators that no GPU has
+        optimize_decoder(graph_model, plan.max_model_len)
+        if ground is not None:
+            clock.begin(Stage.WEIGH)
+            choice = quantize_decoder(graph_model, model, ground, options)
+        prepack_products(graph_model.graph)
     clock.begin(Stage.WRITE)
     write_graphs(graph_model, directory, target.graph_files)
     graphs = {"decoder": graph_spec(graph_model.graph, dict(target.graph_files))}

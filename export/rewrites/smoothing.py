@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fastserve.export.attention import DOMAIN
 from fastserve.export.rewrites import gated_activation, norms
 from fastserve.export.rewrites.graph_edits import constant
-from fastserve.export.rewrites.quantization import is_constant_product, is_transposed
+from fastserve.export.rewrites.packed_products import is_constant_product, is_transposed
 
 FloatArray = npt.NDArray[np.float32]
 Peaks = Mapping[str, FloatArray]

@@ -14,26 +14,25 @@ LAYERS = 2  # of the tiny models, but where it is said
 GATED = {
     "Gather": 3,  # the embedding, the rows that sample and their residual sum
     "RowNorm": 2 * LAYERS + 1,
-    "MatMul": 4 * LAYERS + 1,  # query, key and value; output; gate and up; down; and the head
+    "PrepackedMatMul": 4 * LAYERS + 1,  # query, key and value; output; gate and up; down; and the head
     "PagedAttention": LAYERS,
     "GatedActivation": LAYERS,
 }
-TIED = GATED | {"MatMul": 4 * LAYERS, "Gemm": 1}  # the head reads the embedding's weight
+TIED = GATED | {"Gather": 2, "PrepackedGather": 1}  # the embedding reads the head's weight
 
 FUSED: dict[str, dict[str, int]] = {
     "llama": TIED,
     "mistral": GATED,
-    "qwen2": GATED | {"Add": LAYERS},  # the biases of query, key and value
+    "qwen2": GATED,
     "qwen3": GATED,
     "gemma": TIED | {"Mul": 1},  # the embedding's scale
     "phi3": GATED,
     "gpt2": {
-        "Gather": 4,  # two embeddings
+        "Gather": 3,  # the other embedding is of positions
+        "PrepackedGather": 1,
         "RowNorm": 2 * LAYERS + 1,
-        "MatMul": LAYERS,
-        "Add": LAYERS,
+        "PrepackedMatMul": 4 * LAYERS + 1,
         "PagedAttention": LAYERS,
-        "Gemm": 3 * LAYERS + 1,
         "Gelu": LAYERS,
     },
 }

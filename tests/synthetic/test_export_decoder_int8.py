@@ -44,7 +44,7 @@ def test_every_product_is_int8_and_no_fp32_copy_stays(family: str, int8_exports:
     result = int8_exports(family)
     found = operators(result)
     assert found["QuantizedMatMul"] == 4 * 2 + 1
-    assert not {"MatMul", "Gemm"} & set(found)
+    assert not {"MatMul", "Gemm", "PrepackedMatMul"} & set(found)
     assert found.get("QuantizedGather", 0) == (family != "qwen2")  # the embedding is the head's weight
     assert result.manifest.model.dtype == "int8"
     if family == "llama":
@@ -88,7 +88,7 @@ def test_what_costs_most_stays_fp32_until_no_more_is_lost_than_asked_for(
     kept, proof = result.manifest.model.fp32_modules, result.manifest.proof
     found = operators(result)
     assert 0 < proof["expected_perplexity_rise"] <= rise / 2
-    assert len(kept) == found["MatMul"] + found.get("Gemm", 0) == 9 - found["QuantizedMatMul"]
+    assert len(kept) == found["PrepackedMatMul"] == 9 - found["QuantizedMatMul"]
     assert 0 < proof["fp32_weights_share"] < 1
     assert proof["max_abs_difference_alone_batched"] == 0.0
     rows = dict(zip(*(column.cells for column in summary(result).columns), strict=True))
@@ -106,7 +106,7 @@ def test_named_modules_stay_fp32_and_the_text_may_be_ones_own(decoder_sources: C
         decoder_sources("qwen2"), tmp_path, keep_fp32=("lm_head", "layers.0."), quality_text=text, max_perplexity_rise=100
     )
     found = operators(result)
-    assert (found["MatMul"], found["QuantizedMatMul"]) == (4 + 1, 4)
+    assert (found["PrepackedMatMul"], found["QuantizedMatMul"]) == (4 + 1, 4)
     assert 50 < result.manifest.proof["quality_tokens"] < 200
     assert np.isfinite(result.manifest.proof["perplexity"])
 

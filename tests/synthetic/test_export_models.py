@@ -187,8 +187,8 @@ def test_weights_are_stored_once(export: ExportResult) -> None:
 
 def test_a_tied_head_multiplies_by_the_embedding_itself(exports: dict[str, ExportResult]) -> None:
     graph = load_graph(exports["llama"], "fp32").graph
-    embedding = next(node.input[0] for node in graph.node if node.op_type == "Gather" and "input_ids" not in node.input[0])
-    assert [node.op_type for node in graph.node if node.op_type == "Gemm" and embedding in node.input] == ["Gemm"]
+    (embedding,) = [node.input[1] for node in graph.node if node.op_type == "PrepackedGather"]
+    assert [node.op_type for node in graph.node if embedding in node.input] == ["PrepackedGather", "PrepackedMatMul"]
 
 
 def test_nothing_of_the_exporting_machine_is_in_the_files(export: ExportResult, source: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastserve.worker import kernels
+from tests.synthetic.guarded_memory import GuardedMemory
 from tests.synthetic.one_node_session import one_node_session
 from tests.synthetic.quantized_matmul_oracle import TYPES, Array, Linear, linear, random_linear, random_rows
 
@@ -136,25 +135,6 @@ def test_leading_dimensions_are_kept(isa: str, shape: tuple[int, ...]) -> None:
     assert output.shape == (*shape[:-1], 20)
     if x.size:
         assert output.tobytes() == layer.oracle(x.reshape(-1, 24)).tobytes()
-
-
-class GuardedMemory:
-    """Copies of arrays that end where memory that must not be touched begins, at addresses of any alignment."""
-
-    def __init__(self) -> None:
-        self._maps: list[mmap.mmap] = []
-        self._protect = ctypes.CDLL(None, use_errno=True).mprotect
-        self._protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-    def copy(self, array: Array) -> Array:
-        size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(-1, size + mmap.PAGESIZE)
-        self._maps.append(memory)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        assert self._protect(start + size, mmap.PAGESIZE, 0) == 0
-        copied = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
-        copied[...] = array
-        return copied
 
 
 @pytest.mark.parametrize(("k", "n"), [(3, 5), (67, 17), (64, 32), (132, 100)])

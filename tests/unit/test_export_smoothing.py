@@ -10,7 +10,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from fastserve.export.rewrites.quantization import constant_products, quantize_products
+from fastserve.export.rewrites.packed_products import constant_products
+from fastserve.export.rewrites.quantization import quantize_products
 from fastserve.export.rewrites.smoothing import find_smoothings, smooth
 from tests.unit.small_graphs import FEEDS, Array, model, weight
 

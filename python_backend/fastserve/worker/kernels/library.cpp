@@ -5,6 +5,8 @@
 #include "ort_call.h"
 #include "packed_attention_op.h"
 #include "paged_attention_op.h"
+#include "prepacked_gather_op.h"
+#include "prepacked_matmul_op.h"
 #include "quantized_gather_op.h"
 #include "quantized_matmul_op.h"
 #include "row_norm_op.h"
@@ -26,7 +28,8 @@ FASTSERVE_EXPORT fastserve::ort::Status* RegisterCustomOps(fastserve::ort::Sessi
       ort::CustomOpDomain* created = nullptr;
       check(api->CreateCustomOpDomain("fastserve", &created));
       for (const ort::CustomOp* op : {&paged_attention_op(), &packed_attention_op(), &quantized_matmul_op(), &segment_mean_op(),
-                                   &row_norm_op(), &gated_activation_op(), &quantized_gather_op()})
+                                   &row_norm_op(), &gated_activation_op(), &quantized_gather_op(), &prepacked_matmul_op(),
+                                   &prepacked_gather_op()})
         check(api->CustomOpDomain_Add(created, op));
       return created;
     }();

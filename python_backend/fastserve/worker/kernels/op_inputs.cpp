@@ -65,6 +65,26 @@ SequenceEnds read_sequence_ends(const Tensor& tensor, int64_t num_tokens) {
   return ends;
 }
 
+int64_t count_rows(const Tensor& x, int64_t k) {
+  if (x.shape.size() < 2 || x.shape.back() != k) refuse(*x.schema, x.name, text(x.shape), "[.., " + std::to_string(k) + "]");
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < x.shape.size(); ++i) rows *= x.shape[i];
+  return rows;
+}
+
+int64_t expect_ids(const Tensor& ids, int64_t n) {
+  int64_t count = 1;
+  for (const int64_t size : ids.shape) count *= size;
+  const int64_t* id = static_cast<const int64_t*>(ids.data);
+  for (int64_t i = 0; i < count; ++i) {
+    if (id[i] < 0 || id[i] >= n) {
+      const std::string what = std::string(ids.name) + "[" + std::to_string(i) + "]";
+      refuse(*ids.schema, what, std::to_string(id[i]), "0 to " + std::to_string(n - 1));
+    }
+  }
+  return count;
+}
+
 float* make_output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape) {
   return make_optional_output(api, context, shape, 0);
 }
@@ -84,6 +104,14 @@ int64_t read_int(const ort::Api& api, const ort::KernelInfo* info, const char* n
   if (status == nullptr) return value;
   api.ReleaseStatus(status);
   return missing;
+}
+
+int64_t read_size(const ort::Api& api, const ort::KernelInfo* info, const OpSchema& schema, const char* name, int64_t most) {
+  const int64_t value = read_int(api, info, name, 0);
+  if (value < 1 || value > most) {
+    refuse(schema, std::string("attribute ") + name, std::to_string(value), "1 to " + std::to_string(most));
+  }
+  return value;
 }
 
 float read_float(const ort::Api& api, const ort::KernelInfo* info, const char* name, float missing) {

@@ -36,6 +36,12 @@ struct SequenceEnds {
 };
 SequenceEnds read_sequence_ends(const Tensor& tensor, int64_t num_tokens);
 
+// Contract of x [.., k], at least two dimensions. Returns the number of rows.
+int64_t count_rows(const Tensor& x, int64_t k);
+
+// Contract of ids, each 0 to n - 1. Returns how many there are.
+int64_t expect_ids(const Tensor& ids, int64_t n);
+
 // The float output 0 of this call.
 float* make_output(const ort::Api& api, ort::KernelContext* context, const std::vector<int64_t>& shape);
 // Float output `index`; null where the node does not have it.
@@ -43,6 +49,8 @@ float* make_optional_output(const ort::Api& api, ort::KernelContext* context, co
 
 // The attribute's value, or `missing` when the node does not have it.
 int64_t read_int(const ort::Api& api, const ort::KernelInfo* info, const char* name, int64_t missing);
+// An attribute that the node must have, 1 to `most`.
+int64_t read_size(const ort::Api& api, const ort::KernelInfo* info, const OpSchema& schema, const char* name, int64_t most);
 float read_float(const ort::Api& api, const ort::KernelInfo* info, const char* name, float missing);
 std::string read_string(const ort::Api& api, const ort::KernelInfo* info, const char* name, const std::string& missing);
 

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <string>
 
 #include "op_inputs.h"
 #include "op_schema.h"
@@ -38,13 +37,8 @@ struct QuantizedGatherKernel {
     expect_shape(weight, {(n + kPanelChannels - 1) / kPanelChannels, 1 + groups, kGroupBytes});
     const Tensor weight_scale = read_input(api, context, kSchema, kWeightScale);
     expect_shape(weight_scale, {n});
-    const int64_t rows = ids.shape[0];
     const int64_t* id = static_cast<const int64_t*>(ids.data);
-    for (int64_t row = 0; row < rows; ++row) {
-      if (id[row] < 0 || id[row] >= n) {
-        refuse(kSchema, "ids[" + std::to_string(row) + "]", std::to_string(id[row]), "0 to " + std::to_string(n - 1));
-      }
-    }
+    const int64_t rows = expect_ids(ids, n);
     float* output = make_output(api, context, {rows, k});
     const int8_t* packed = static_cast<const int8_t*>(weight.data);
     const float* scale = static_cast<const float*>(weight_scale.data);

@@ -14,16 +14,15 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
-#include <new>
-#include <string>
-#include <thread>
 #include <vector>
 
 #include "isa/quantized_kernels.h"
 #include "op_inputs.h"
 #include "op_schema.h"
+#include "output_cut.h"
 #include "parallel_for.h"
 #include "quantized_problem.h"
+#include "scratch.h"
 
 namespace fastserve {
 namespace {
@@ -43,46 +42,14 @@ constexpr int64_t kPanelsAtOnce = 4;         // of one work item, or a multiple:
 constexpr int64_t kLeastWork = 384 * 1024;   // of one work item, in bytes of weights that could be read meanwhile
 constexpr int64_t kItemsOfThread = 4;        // few, because neighbouring outputs of two processors disturb each other
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory for quantised activations. Uninitialised, aligned to cache lines.
-class Scratch {
- public:
-  explicit Scratch(size_t bytes) : data_(::operator new(std::max<size_t>(bytes, 1), kAlignment)) {}
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { ::operator delete(data_, kAlignment); }
-  void* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  void* data_;
-};
-
-// How the outputs are cut into independent blocks. The cut never changes a result.
-struct Cut {
-  int64_t rows;    // of a block
-  int64_t panels;  // of a block
-  int64_t row_blocks;
-  int64_t panel_blocks;
-  bool rows_first;  // blocks of the same rows follow each other
-
-  QuantizedBlock block(int64_t index, const QuantizedProblem& problem, int64_t num_panels) const {
-    const int64_t row = (rows_first ? index / panel_blocks : index % row_blocks) * rows;
-    const int64_t panel = (rows_first ? index % panel_blocks : index / row_blocks) * panels;
-    return {row, std::min(problem.rows, row + rows), panel, std::min(num_panels, panel + panels)};
-  }
-};
-
-Cut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64_t rows_of_read) {
-  Cut cut{};
+OutputCut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64_t rows_of_read) {
+  OutputCut cut{};
   // Blocks of nearly equal size, of a number of rows that suits AMX tiles.
   cut.rows = divide_up(divide_up(problem.rows, divide_up(problem.rows, kRowsAtOnce)), 32) * 32;
   const int64_t panel_bytes = (1 + problem.num_groups) * kGroupBytes;
   const int64_t work = panel_bytes * (rows_of_read + std::min(cut.rows, problem.rows)) / rows_of_read;  // of a panel
   cut.row_blocks = divide_up(problem.rows, cut.rows);
-  static const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-  const int64_t most_panel_blocks = divide_up(kItemsOfThread * threads, cut.row_blocks);
+  const int64_t most_panel_blocks = divide_up(kItemsOfThread * num_threads(), cut.row_blocks);
   const int64_t panels = std::max(kLeastWork / work, divide_up(num_panels, most_panel_blocks));
   cut.panels = divide_up(panels, kPanelsAtOnce) * kPanelsAtOnce;
   cut.panel_blocks = divide_up(num_panels, cut.panels);
@@ -91,21 +58,13 @@ Cut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64_t row
   return cut;
 }
 
-int64_t read_size(const ort::Api& api, const ort::KernelInfo* info, const char* name, int64_t most) {
-  const int64_t value = read_int(api, info, name, 0);
-  if (value < 1 || value > most) {
-    refuse(kSchema, std::string("attribute ") + name, std::to_string(value), "1 to " + std::to_string(most));
-  }
-  return value;
-}
-
 struct QuantizedMatMulKernel {
   static const OpSchema& schema() { return kSchema; }
 
   QuantizedMatMulKernel(const ort::Api& ort_api, const ort::KernelInfo* info)
       : api(ort_api),
-        k(read_size(ort_api, info, "k", kMaxInputs)),
-        n(read_size(ort_api, info, "n", kMostOutputs)),
+        k(read_size(ort_api, info, kSchema, "k", kMaxInputs)),
+        n(read_size(ort_api, info, kSchema, "n", kMostOutputs)),
         kernels(choose_quantized_kernels()) {}
 
   // Everything but the output and the scratch. Throws InvalidInput naming the input and what is allowed.
@@ -117,9 +76,7 @@ struct QuantizedMatMulKernel {
     problem.num_groups = divide_up(k, kGroupInputs);
     // An odd number of cache lines: rows that start a power of two apart would share a few sets of the cache.
     problem.stride = (divide_up(k, kRowAlignment) | 1) * kRowAlignment;
-    if (x.shape.size() < 2 || x.shape.back() != k) refuse(kSchema, x.name, text(x.shape), "[.., " + std::to_string(k) + "]");
-    problem.rows = 1;
-    for (size_t i = 0; i + 1 < x.shape.size(); ++i) problem.rows *= x.shape[i];
+    problem.rows = count_rows(x, k);
     problem.x = static_cast<const float*>(x.data);
     const Tensor weight = read(kWeight);
     expect_shape(weight, {divide_up(n, kPanelChannels), 1 + problem.num_groups, kGroupBytes});
@@ -151,9 +108,9 @@ struct QuantizedMatMulKernel {
       kernels.quantize(problem, first, std::min(problem.rows, first + rows_at_once));
     });
     const int64_t num_panels = divide_up(n, kPanelChannels);
-    const Cut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
-    parallel_for(api, context, static_cast<size_t>(cut.row_blocks * cut.panel_blocks),
-                 [&](size_t i) { kernels.multiply(problem, cut.block(static_cast<int64_t>(i), problem, num_panels)); });
+    const OutputCut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
+    parallel_for(api, context, static_cast<size_t>(cut.count()),
+                 [&](size_t i) { kernels.multiply(problem, cut.block(static_cast<int64_t>(i), problem.rows, num_panels)); });
   }
 
   const ort::Api& api;

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "output_block.h"
+
 namespace fastserve {
 
 constexpr int kPanelChannels = 16;  // output channels whose weights lie side by side
@@ -37,14 +39,6 @@ struct QuantizedProblem {
   int64_t stride;      // elements from one row of activations to the next, a multiple of kRowAlignment
 };
 
-// Rows [first_row, last_row) times the channels of panels [first_panel, last_panel).
-struct QuantizedBlock {
-  int64_t first_row;
-  int64_t last_row;
-  int64_t first_panel;
-  int64_t last_panel;
-};
-
 // One instruction set's kernels. Rows and blocks are independent and may run on any thread at the same time.
 struct QuantizedKernels {
   const char* name;
@@ -52,7 +46,7 @@ struct QuantizedKernels {
   int64_t rows_of_read;     // about so many rows' products take as long as reading the weights from memory
   void (*quantize)(const QuantizedProblem& problem, int64_t first_row, int64_t last_row);
   // Needs the rows' activations.
-  void (*multiply)(const QuantizedProblem& problem, const QuantizedBlock& block);
+  void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block);
 };
 
 }  // namespace fastserve

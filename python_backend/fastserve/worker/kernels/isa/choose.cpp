@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "prepacked_kernels.h"
 #include "quantized_kernels.h"
 #include "row_kernels.h"
 
@@ -87,6 +88,11 @@ const RowKernels& choose_row_kernels() {
   return may_use(kAvx2) ? kAvx2RowKernels : kGenericRowKernels;
 }
 
+const PrepackedKernels& choose_prepacked_kernels() {
+  if (may_use(kAvx512)) return kAvx512PrepackedKernels;
+  return may_use(kAvx2) ? kAvx2PrepackedKernels : kGenericPrepackedKernels;
+}
+
 const QuantizedKernels& choose_quantized_kernels() {
 #if defined(FASTSERVE_AMX)
   if (may_use(kAmx)) return kAmxQuantizedKernels;
@@ -101,6 +107,7 @@ const QuantizedKernels& choose_quantized_kernels() {
 #else
 const Kernels& choose_kernels() { return kGenericKernels; }
 const RowKernels& choose_row_kernels() { return kGenericRowKernels; }
+const PrepackedKernels& choose_prepacked_kernels() { return kGenericPrepackedKernels; }
 const QuantizedKernels& choose_quantized_kernels() { return kGenericQuantizedKernels; }
 #endif
 

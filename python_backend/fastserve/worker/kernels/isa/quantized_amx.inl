@@ -96,7 +96,7 @@ static void multiply_square(const QuantizedProblem& problem, const Columns& colu
 
 // Rows of the block from `first` on, `rows` at a time (the last ones are left when they are fewer), for two panels at a time.
 template <bool Lower>
-static void multiply_band(const QuantizedProblem& problem, const QuantizedBlock& block, int64_t first, int rows) {
+static void multiply_band(const QuantizedProblem& problem, const OutputBlock& block, int64_t first, int rows) {
   shape_tiles(rows);
   Columns columns;
   for (int64_t panel = block.first_panel; panel < block.last_panel; panel += 2) {
@@ -112,7 +112,7 @@ static void multiply_band(const QuantizedProblem& problem, const QuantizedBlock&
   }
 }
 
-static void multiply_with_tiles(const QuantizedProblem& problem, const QuantizedBlock& block) {
+static void multiply_with_tiles(const QuantizedProblem& problem, const OutputBlock& block) {
   if (block.last_row - block.first_row <= kFewRows) return multiply(problem, block);
   if (block.first_row + kSquare <= block.last_row) multiply_band<true>(problem, block, block.first_row, kSquare);
   const int rest = static_cast<int>((block.last_row - block.first_row) % kSquare);

@@ -62,7 +62,7 @@ static inline void multiply_rows(const QuantizedProblem& problem, int64_t row, i
 // Parts at a time through all rows of the block, so that those weights stay in the nearest cache. The first tile would wait for
 // memory while the others compute, so meanwhile all of them ask for the weights that come next, a share each.
 template <int Parts>
-static inline void multiply_parts(const QuantizedProblem& problem, const QuantizedBlock& block, int64_t part) {
+static inline void multiply_parts(const QuantizedProblem& problem, const OutputBlock& block, int64_t part) {
   const int64_t last = block.last_panel * kParts;
   const int64_t rows = block.last_row - block.first_row;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -82,6 +82,6 @@ static inline void multiply_parts(const QuantizedProblem& problem, const Quantiz
   if constexpr (Parts > 1) multiply_parts<Parts / 2>(problem, block, part);
 }
 
-static void multiply(const QuantizedProblem& problem, const QuantizedBlock& block) {
+static void multiply(const QuantizedProblem& problem, const OutputBlock& block) {
   multiply_parts<kTileParts>(problem, block, block.first_panel * kParts);
 }
