@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import workload
+from fastserve_peer import NAME
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 from rows import HERE, rows
 from threadpoolctl import threadpool_limits
 
-from fastserve.config import EngineConfig
+from fastserve.config import EngineConfig, parse_config
 from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
@@ -38,8 +39,11 @@ from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.step_work import StepCosts
+from fastserve.manifest import ModelManifest
+from fastserve.tools.model_config import parameters_of_version
 from fastserve.worker import kernels
 from fastserve.worker.kernels.quantized_weight import pack_weight
+from fastserve.worker.kv_cache import bytes_per_block
 
 Array = npt.NDArray[Any]
 Product = Callable[[int, Array], tuple[NodeProto, list[TensorProto]]]
@@ -53,13 +57,11 @@ READ_BYTES = 1 << 29
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--checkpoint", type=Path, default=compare.folder_of(compare.REAL_MODEL, Path(".demo/peers")) / "checkpoint"
-    )
+    parser.add_argument("--models", type=Path, default=compare.folder_of(compare.REAL_MODEL, Path(".demo/peers")))
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "peers" / compare.REAL_MODEL)
     arguments = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False)
-    config = json.loads((arguments.checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((arguments.models / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     items = workload.load(arguments.results / f"workload.{compare.AT_ONCE}.json")
     steps = step_sizes([(len(item.prompt), item.output_tokens) for item in items])
     bandwidth = read_bandwidth(arguments.threads)
@@ -71,7 +73,8 @@ def main() -> None:
     for column in ("precision", "linear", "head", "KV reads", "floor", "tokens/s at the floor", "row", "tokens/s", "share"):
         table.add_column(column, justify="right")
     for precision in ("fp32", "int8"):
-        parts = floor(steps, config, precision, bandwidth, arguments.threads)
+        parts = floor(steps, config, precision, arguments.threads)
+        parts.append(context_seconds(steps, arguments.models / f"fastserve-{precision}", bandwidth))
         best = sum(item.output_tokens for item in items) / sum(parts)
         cells = [precision, *(f"{part:.2f}" for part in parts), f"{sum(parts):.2f}", f"{best:.1f}"]
         for row in rows():
@@ -113,10 +116,8 @@ def _walk(scheduler: Scheduler) -> Any:
             reservation.commit([SampledToken(0)] * len(reservation.drawing_sequences), started=0.0, ended=0.0)
 
 
-def floor(
-    steps: list[tuple[int, int, int]], config: dict[str, Any], precision: str, bandwidth: float, threads: int
-) -> list[float]:
-    """Seconds of all steps: linear layers, head, reads of the KV pool (fp32)."""
+def floor(steps: list[tuple[int, int, int]], config: dict[str, Any], precision: str, threads: int) -> list[float]:
+    """Seconds of all steps: linear layers, head."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size = config.get("head_dim") or hidden // heads
@@ -124,12 +125,19 @@ def floor(
     shapes += [(hidden, 2 * config["intermediate_size"]), (config["intermediate_size"], hidden)]
     linear = times(shapes * layers, precision, threads)
     head = times([(hidden, config["vocab_size"])], precision, threads)
-    kv_bytes = 2 * layers * kv_heads * size * 4
     return [
         sum(np.interp(tokens, ROWS, linear) for tokens, _, _ in steps),
         sum(np.interp(rows, (0, *ROWS), (0.0, *head)) for _, rows, _ in steps),
-        sum(context for _, _, context in steps) * kv_bytes / bandwidth,
     ]
+
+
+def context_seconds(steps: list[tuple[int, int, int]], model: Path, bandwidth: float) -> float:
+    """Of reading all steps' contexts from a KV pool of the kind that the model's config.pbtxt asks for."""
+    version = model / NAME / "1"
+    cache, config = ModelManifest.load(version).cache, parse_config(EngineConfig, parameters_of_version(version))
+    assert cache is not None  # a decoder's
+    token_bytes = bytes_per_block(cache, config.block_size, config.kv_cache_dtype) / config.block_size
+    return sum(context for _, _, context in steps) * token_bytes / bandwidth
 
 
 def times(shapes: list[tuple[int, int]], precision: str, threads: int) -> list[float]:
