@@ -1,7 +1,7 @@
 """What the workload must cost on this machine, and how near to that FastServe is.
 
 The floor is summed up step by step, at the tokens each step really has: the linear layers and the head at the best rate that any
-matrix product known here reaches at that many rows (ONNX Runtime's own; in int8 FastServe's too), on the model's shapes and on
+matrix product known here reaches at that many rows (ONNX Runtime's or FastServe's own), on the model's shapes and on
 weights that come from memory; the KV pool at the bandwidth reads reach here. Norms, activations, the products inside attention,
 Python and Triton are free in it.
 
@@ -42,6 +42,7 @@ from fastserve.core.step_work import StepCosts
 from fastserve.manifest import ModelManifest
 from fastserve.tools.model_config import parameters_of_version
 from fastserve.worker import kernels
+from fastserve.worker.kernels.prepacked_weight import prepack_weight
 from fastserve.worker.kernels.quantized_weight import pack_weight
 from fastserve.worker.kv_cache import bytes_per_block
 
@@ -142,7 +143,7 @@ def context_seconds(steps: list[tuple[int, int, int]], model: Path, bandwidth: f
 
 def times(shapes: list[tuple[int, int]], precision: str, threads: int) -> list[float]:
     """Seconds of one product with each of the weights, for each number of rows in :data:`ROWS`: the best product's median."""
-    products = (_float_product,) if precision == "fp32" else (_dynamic_product, _own_product)
+    products = (_float_product, _prepacked_product) if precision == "fp32" else (_dynamic_product, _quantized_product)
     return [min(seconds) for seconds in zip(*(_times(shapes, product, threads) for product in products), strict=True)]
 
 
@@ -173,7 +174,13 @@ def _dynamic_product(number: int, weight: Array) -> tuple[NodeProto, list[Tensor
     return node, [numpy_helper.from_array(whole, f"w{number}"), numpy_helper.from_array(scale, f"s{number}")]
 
 
-def _own_product(number: int, weight: Array) -> tuple[NodeProto, list[TensorProto]]:
+def _prepacked_product(number: int, weight: Array) -> tuple[NodeProto, list[TensorProto]]:
+    width, height = weight.shape
+    node = helper.make_node("PrepackedMatMul", [f"x{width}", f"w{number}"], [f"y{number}"], domain="fastserve", k=width, n=height)
+    return node, [numpy_helper.from_array(prepack_weight(weight), f"w{number}")]
+
+
+def _quantized_product(number: int, weight: Array) -> tuple[NodeProto, list[TensorProto]]:
     width, height = weight.shape
     inputs = [f"x{width}", f"w{number}", f"s{number}"]
     node = helper.make_node("QuantizedMatMul", inputs, [f"y{number}"], domain="fastserve", k=width, n=height)
