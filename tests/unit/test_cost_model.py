@@ -65,6 +65,14 @@ def test_a_first_token_costs_what_its_chunks_do_as_steps():
     assert model.first_token_seconds(600) == pytest.approx(sum(map(model.step_seconds, chunks)))
 
 
+def test_one_token_takes_exactly_the_first_quantum():
+    chance = random.Random(0)
+    for _ in range(200):
+        costs = {name: chance.random() for name in ("base_s", "token_s", "row_s", "read_s", "pair_s")}
+        model = CostModel(StepCosts(**costs), max_num_seqs=16, max_batched_tokens=256)
+        assert model.first_token_seconds(1) == model.min_step_seconds
+
+
 def test_an_output_token_costs_its_row_and_its_context_and_a_share_of_the_step():
     model = make_model(row_s=0.0005, read_s=1e-5, pair_s=1e-6)
     assert model.decode_seconds(100) == pytest.approx(0.0015 + 0.0005 + 0.006 / 16 + 100 * 1.1e-5)

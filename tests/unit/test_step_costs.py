@@ -15,6 +15,7 @@ from fastserve.core.planner import StepLimits
 from fastserve.core.step_work import StepCosts, StepWork
 from fastserve.engine.cost_file import CostFile
 from fastserve.engine.step_costs import choose_limits, find_costs, log_costs
+from fastserve.errors import StepFailed
 from tests.doubles import FakeClock, make_engine, make_request
 from tests.hashing_runner import HashingRunner
 
@@ -35,6 +36,11 @@ class SlowRunner(HashingRunner):
         work = StepWork(len(batch.input_ids), len(batch.logits_rows), reads, pairs)
         self.clock.advance(self.costs.seconds(work))
         return super().run(batch, kv_cache)
+
+
+class FailingRunner(HashingRunner):
+    def run(self, batch, kv_cache):
+        raise MemoryError("no memory")
 
 
 def start(cache, costs=SLOW, **sizes):
@@ -151,3 +157,23 @@ def test_only_the_limit_that_is_left_open_is_chosen(tmp_path, caplog):
         choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=24), engine)
     assert engine.scheduler.limits == StepLimits(24, 24)
     assert "max_batched_tokens 0" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"max_queue_size": 4}, {"max_queue_size_per_tenant": 4}, {"num_blocks": 20, "max_model_len": 70}], ids=str
+)
+def test_what_is_measured_are_the_sequences_that_a_queue_and_a_pool_let_in(tmp_path, sizes):
+    costs = StepCosts(0.010, 0.001, row_s=0.0005)
+    engine, _ = start(tmp_path, costs, max_num_seqs=16, **sizes)
+    assert dataclasses.astuple(engine.cost_model.costs) == pytest.approx(dataclasses.astuple(costs), abs=1e-9)
+
+
+def test_a_queue_of_one_tells_no_row_from_a_step(tmp_path):
+    engine, _ = start(tmp_path, StepCosts(0.010, 0.001, row_s=0.0005), max_num_seqs=16, max_queue_size=1)
+    assert engine.cost_model.step_seconds(StepWork(20, 1)) == pytest.approx(0.010 + 20 * 0.001 + 0.0005)
+
+
+def test_a_step_that_fails_in_the_measurement_says_why(tmp_path):
+    engine = make_engine(FailingRunner(), max_batched_tokens=64, num_blocks=200)
+    with pytest.raises(StepFailed, match="not enough memory"):
+        find_costs(engine, CostFile(tmp_path, {"model": "a"}), 64, FakeClock())

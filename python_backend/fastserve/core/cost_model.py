@@ -93,6 +93,8 @@ class CostModel:
     def first_token_seconds(self, num_tokens: int) -> float:
         """How long a sequence alone takes to compute ``num_tokens`` tokens in chunks and draw one (the paper's t_init)."""
         costs, most = self.costs, self.max_batched_tokens
+        if num_tokens <= most:  # exactly what the step costs that levels are made of
+            return self.step_seconds(chunk_work(0, num_tokens, 1))
         full, rest = divmod(num_tokens, most)
         reads = most * full * (full + 1) // 2 + (num_tokens if rest else 0)
         steps = full + (rest > 0)

@@ -7,7 +7,8 @@ The rules, in the order of the policy:
 2. Every sequence that only needs its next token (decode) gets it; prefill chunks share what is left of
    ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
    Agrawal et al., 2023). Beside decodes that is a share of time, what those tokens would take without a context: a chunk is cut
-   until it takes no longer with the prompt before it, but for one block of the most urgent prompt, which always gets on.
+   until it takes no longer with the prompt before it, but for one block of the most urgent prompt, as far as tokens are left
+   for it.
 3. A sequence short of blocks takes them from beams that rest (``beam_search.py``), then from the least urgent sequences that
    hold any, never from a more urgent one. The most urgent always proceeds: what could not fit alone was refused on arrival.
 4. Who gives way is swapped out while a tier below the pool has room, else computed again. Where transfers run beside the

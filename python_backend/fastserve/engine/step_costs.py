@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastserve.config import EngineConfig
 from fastserve.core.batch_limits import fill_in, suitable_limits
 from fastserve.core.cost_model import CostModel
+from fastserve.core.events import Event, Failed
 from fastserve.core.policy import AUTOMATIC
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.sequence import SequenceStatus
@@ -15,6 +16,7 @@ from fastserve.core.step_work import StepWork, chunk_work
 from fastserve.engine.cost_file import CostFile
 from fastserve.engine.engine import Engine
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID
+from fastserve.errors import FastServeError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ def _profile(engine: Engine, num_tokens: int, clock: Callable[[], float]) -> Non
     samples: Samples = []
     for size in (num_tokens - 2, num_tokens // 2, num_tokens // 4, num_tokens // 16):
         samples += _run(engine, 1, max(1, size), 0, clock)
-    samples += _run(engine, min(_TOGETHER, scheduler.limits.max_num_seqs, num_tokens), 1, 0, clock)
+    at_once = (scheduler.pool.num_blocks + 1) // 2  # are admitted to one step: each has a block, and room for another
+    samples += _run(engine, min(_TOGETHER, scheduler.limits.max_num_seqs, num_tokens, at_once), 1, 0, clock)
     room = min(scheduler.max_model_len, scheduler.pool.num_blocks * scheduler.pool.block_size)
     far = min(_FAR, room - num_tokens - _DRAWN)
     if far >= num_tokens:
@@ -54,21 +57,30 @@ def _profile(engine: Engine, num_tokens: int, clock: Callable[[], float]) -> Non
 
 
 def _run(engine: Engine, sequences: int, size: int, context: int, clock: Callable[[], float]) -> Samples:
-    """Steps in which so many sequences compute ``size`` tokens each after ``context`` others, then draw tokens one by one."""
+    """Steps in which so many sequences, or as many as are accepted, compute ``size`` tokens each after ``context`` others, then
+    draw tokens one by one. Raises what a step failed with."""
     engine.reset_counters()  # nothing of what comes is in the prefix cache
     prompt, params = (0,) * (context + size), SamplingParams(max_tokens=_DRAWN, temperature=0.0)
     for number in range(sequences):
-        engine.submit(Request(WARM_UP_REQUEST_ID - number, prompt, params))
+        if _failures(engine.submit(Request(WARM_UP_REQUEST_ID - number, prompt, params))):
+            sequences = number  # the queue is full, or it is too long for the model
+            break
     if context:
         _pretend(engine, context)
     samples: Samples = []
     while engine.has_work:
         chunk = chunk_work(context, size, 1)
         started = clock()
-        engine.step()
+        events = engine.step()
         samples.append((StepWork(*(sequences * each for each in chunk)), clock() - started))
+        if failed := _failures(events):
+            raise failed[0]
         context, size = context + size, 1
     return samples
+
+
+def _failures(events: Sequence[Event]) -> list[FastServeError]:
+    return [event.error for event in events if isinstance(event, Failed)]
 
 
 def _pretend(engine: Engine, context: int) -> None:
