@@ -49,10 +49,8 @@ struct GatedActivationKernel {
     problem.output = make_output(api, context, shape);
     if (problem.n == 0) return;
     const int64_t rows_at_once = std::max<int64_t>(1, kElementsAtOnce / problem.n);
-    parallel_for(api, context, static_cast<size_t>((problem.rows + rows_at_once - 1) / rows_at_once), [&](size_t i) {
-      const int64_t first = static_cast<int64_t>(i) * rows_at_once;
-      kernels.gate(problem, first, std::min(problem.rows, first + rows_at_once));
-    });
+    parallel_rows(api, context, problem.rows, rows_at_once,
+                  [&](int64_t first, int64_t last) { kernels.gate(problem, first, last); });
   }
 
   const ort::Api& api;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 
 #include "ort_abi.h"
 #include "ort_call.h"
@@ -29,6 +30,15 @@ void parallel_for(const ort::Api& api, const ort::KernelContext* context, size_t
   } else if (count > 1) {
     check(api.KernelContext_ParallelFor(context, take_items, std::min(count, kMostThreads), 0, &loop));
   }
+}
+
+// Calls body(first, last) for `rows` rows, `at_once` at a time, the last call fewer.
+template <class Body>
+void parallel_rows(const ort::Api& api, const ort::KernelContext* context, int64_t rows, int64_t at_once, const Body& body) {
+  parallel_for(api, context, static_cast<size_t>((rows + at_once - 1) / at_once), [&](size_t item) {
+    const int64_t first = static_cast<int64_t>(item) * at_once;
+    body(first, std::min(rows, first + at_once));
+  });
 }
 
 }  // namespace fastserve

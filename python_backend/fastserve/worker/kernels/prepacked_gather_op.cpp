@@ -4,7 +4,6 @@
 // the matrix.
 #include "prepacked_gather_op.h"
 
-#include <algorithm>
 #include <iterator>
 #include <vector>
 
@@ -41,9 +40,8 @@ struct PrepackedGatherKernel {
     shape.push_back(k);
     float* output = make_output(api, context, shape);
     const float* packed = static_cast<const float*>(weight.data);
-    parallel_for(api, context, static_cast<size_t>(divide_up(rows, kRowsAtOnce)), [&](size_t item) {
-      const int64_t first = static_cast<int64_t>(item) * kRowsAtOnce;
-      for (int64_t row = first; row < std::min(rows, first + kRowsAtOnce); ++row) {
+    parallel_rows(api, context, rows, kRowsAtOnce, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
         const float* column = packed + id[row] / kPanelColumns * k * kPanelColumns + id[row] % kPanelColumns;
         for (int64_t i = 0; i < k; ++i) output[row * k + i] = column[i * kPanelColumns];
       }

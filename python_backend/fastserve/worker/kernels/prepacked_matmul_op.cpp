@@ -101,9 +101,8 @@ struct PrepackedMatMulKernel {
     const float* x = problem.x;
     const int64_t stride = k + kPadding;
     const int64_t rows_at_once = std::max<int64_t>(1, kCopiedAtOnce / k);
-    parallel_for(api, context, static_cast<size_t>(divide_up(problem.rows, rows_at_once)), [&](size_t i) {
-      const int64_t first = static_cast<int64_t>(i) * rows_at_once;
-      for (int64_t row = first; row < std::min(problem.rows, first + rows_at_once); ++row) {
+    parallel_rows(api, context, problem.rows, rows_at_once, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
         std::memcpy(spread + row * stride, x + row * k, static_cast<size_t>(k) * sizeof(float));
       }
     });

@@ -4,7 +4,6 @@
 // [num_tokens, k] float: row i is output channel ids[i] of the weight, int8 times the channel's scale.
 #include "quantized_gather_op.h"
 
-#include <algorithm>
 #include <iterator>
 
 #include "op_inputs.h"
@@ -42,9 +41,8 @@ struct QuantizedGatherKernel {
     float* output = make_output(api, context, {rows, k});
     const int8_t* packed = static_cast<const int8_t*>(weight.data);
     const float* scale = static_cast<const float*>(weight_scale.data);
-    parallel_for(api, context, static_cast<size_t>((rows + kRowsAtOnce - 1) / kRowsAtOnce), [&](size_t item) {
-      const int64_t first = static_cast<int64_t>(item) * kRowsAtOnce;
-      for (int64_t row = first; row < std::min(rows, first + kRowsAtOnce); ++row) {
+    parallel_rows(api, context, rows, kRowsAtOnce, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
         const int8_t* panel = packed + id[row] / kPanelChannels * (1 + groups) * kGroupBytes;
         const int8_t* channel = panel + kGroupBytes + id[row] % kPanelChannels * kGroupInputs;  // behind the panel's sums
         for (int64_t i = 0; i < k; ++i) {

@@ -103,10 +103,8 @@ struct QuantizedMatMulKernel {
     problem.activations = activations.data();
     problem.row_scale = row_scale.get();
     const int64_t rows_at_once = problem.rows * k <= kQuantizedAlone ? problem.rows : divide_up(kQuantizedAtOnce, k);
-    parallel_for(api, context, static_cast<size_t>(divide_up(problem.rows, rows_at_once)), [&](size_t i) {
-      const int64_t first = static_cast<int64_t>(i) * rows_at_once;
-      kernels.quantize(problem, first, std::min(problem.rows, first + rows_at_once));
-    });
+    parallel_rows(api, context, problem.rows, rows_at_once,
+                  [&](int64_t first, int64_t last) { kernels.quantize(problem, first, last); });
     const int64_t num_panels = divide_up(n, kPanelChannels);
     const OutputCut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
     parallel_for(api, context, static_cast<size_t>(cut.count()),

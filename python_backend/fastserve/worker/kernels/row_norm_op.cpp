@@ -63,10 +63,8 @@ struct RowNormKernel {
     problem.centred = centred;
     if (rows * n == 0) return;
     const int64_t rows_at_once = rows * n <= kElementsAlone ? rows : std::max<int64_t>(1, kElementsAtOnce / n);
-    parallel_for(api, context, static_cast<size_t>((rows + rows_at_once - 1) / rows_at_once), [&](size_t i) {
-      const int64_t first = static_cast<int64_t>(i) * rows_at_once;
-      kernels.normalize(problem, first, std::min(rows, first + rows_at_once));
-    });
+    parallel_rows(api, context, rows, rows_at_once,
+                  [&](int64_t first, int64_t last) { kernels.normalize(problem, first, last); });
   }
 
   const ort::Api& api;
