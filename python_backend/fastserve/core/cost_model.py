@@ -93,12 +93,10 @@ class CostModel:
     def first_token_seconds(self, num_tokens: int) -> float:
         """How long a sequence alone takes to compute ``num_tokens`` tokens in chunks and draw one (the paper's t_init)."""
         costs, most = self.costs, self.max_batched_tokens
-        if num_tokens <= most:  # exactly what the step costs that levels are made of
-            return self.step_seconds(chunk_work(0, num_tokens, 1))
         full, rest = divmod(num_tokens, most)
         reads = most * full * (full + 1) // 2 + (num_tokens if rest else 0)
-        steps = full + (rest > 0)
-        return steps * costs.base_s + self.prefill_seconds(num_tokens) + costs.row_s + costs.read_s * reads
+        further_steps = full + (rest > 0) - 1
+        return costs.seconds(StepWork(num_tokens, 1, reads, pairs_of(0, num_tokens))) + further_steps * costs.base_s
 
     def prefill_seconds(self, num_tokens: int, start: int = 0) -> float:
         """What ``num_tokens`` tokens of a prompt after ``start`` others take from the machine, in large chunks."""

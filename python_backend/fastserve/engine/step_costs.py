@@ -12,7 +12,7 @@ from fastserve.core.events import Event, Failed
 from fastserve.core.policy import AUTOMATIC
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.sequence import SequenceStatus
-from fastserve.core.step_work import StepWork, chunk_work
+from fastserve.core.step_work import StepWork
 from fastserve.engine.cost_file import CostFile
 from fastserve.engine.engine import Engine
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID
@@ -45,8 +45,7 @@ def _profile(engine: Engine, num_tokens: int, clock: Callable[[], float]) -> Non
     samples: Samples = []
     for size in (num_tokens - 2, num_tokens // 2, num_tokens // 4, num_tokens // 16):
         samples += _run(engine, 1, max(1, size), 0, clock)
-    at_once = (scheduler.pool.num_blocks + 1) // 2  # are admitted to one step: each has a block, and room for another
-    samples += _run(engine, min(_TOGETHER, scheduler.limits.max_num_seqs, num_tokens, at_once), 1, 0, clock)
+    samples += _run(engine, min(_TOGETHER, scheduler.limits.max_num_seqs, num_tokens), 1, 0, clock)
     room = min(scheduler.max_model_len, scheduler.pool.num_blocks * scheduler.pool.block_size)
     far = min(_FAR, room - num_tokens - _DRAWN)
     if far >= num_tokens:
@@ -63,19 +62,17 @@ def _run(engine: Engine, sequences: int, size: int, context: int, clock: Callabl
     prompt, params = (0,) * (context + size), SamplingParams(max_tokens=_DRAWN, temperature=0.0)
     for number in range(sequences):
         if _failures(engine.submit(Request(WARM_UP_REQUEST_ID - number, prompt, params))):
-            sequences = number  # the queue is full, or it is too long for the model
-            break
+            break  # the queue is full, or it is too long for the model
     if context:
         _pretend(engine, context)
     samples: Samples = []
     while engine.has_work:
-        chunk = chunk_work(context, size, 1)
+        work = engine.scheduler.plan(clock()).work()
         started = clock()
         events = engine.step()
-        samples.append((StepWork(*(sequences * each for each in chunk)), clock() - started))
+        samples.append((work, clock() - started))
         if failed := _failures(events):
             raise failed[0]
-        context, size = context + size, 1
     return samples
 
 
