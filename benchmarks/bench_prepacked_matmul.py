@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from machine_rates import Array, bound_run, read_bandwidth, seconds_of
+from machine_rates import Array, bound_run, make_session, read_bandwidth, seconds_of
+from matrix_layers import FLOAT, Layer
 from onnx import TensorProto, helper, numpy_helper
 from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console
@@ -29,18 +30,8 @@ from rich.table import Table
 from fastserve.worker import kernels
 from fastserve.worker.kernels.prepacked_weight import prepack_weight
 
-FLOAT = "MatMul"
 ROWS = (1, 4, 8, 28, 64, 256)
 COLD_BYTES = 96 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A matrix [k, n] of a known model."""
-
-    name: str
-    k: int
-    n: int
 
 
 LAYERS = (
@@ -55,20 +46,14 @@ LAYERS = (
 )
 
 
-def make_session(layer: Layer, weights: Sequence[Array], operator: str) -> ort.InferenceSession:
-    """Of as many products of ``x`` as there are weights; the last is ``output``. On the pool that all sessions share."""
+def product_session(layer: Layer, weights: Sequence[Array], operator: str) -> ort.InferenceSession:
+    """Of as many products of ``x`` as there are weights; the last is ``output``."""
     names = ["output", *(f"y{i}" for i in range(1, len(weights)))][::-1]
     sizes: dict[str, Any] = {"domain": "fastserve", "k": layer.k, "n": layer.n} if operator != FLOAT else {}
     nodes = [helper.make_node(operator, ["x", f"w{i}"], [name], **sizes) for i, name in enumerate(names)]
     tensors = [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", *names)]
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fastserve", 1)]
-    graph = helper.make_graph(nodes, "products", ends[:1], ends[1:], tensors)
-    options = ort.SessionOptions()
-    options.use_per_session_threads = False
-    options.register_custom_ops_library(str(kernels.library_path()))
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return make_session(helper.make_graph(nodes, "products", ends[:1], ends[1:], tensors), None)
 
 
 def contenders(layer: Layer, instruction_sets: Sequence[str], cold_bytes: int) -> tuple[int, dict[str, ort.InferenceSession]]:
@@ -76,11 +61,11 @@ def contenders(layer: Layer, instruction_sets: Sequence[str], cold_bytes: int) -
     count = -(-cold_bytes // (layer.k * layer.n * 4))
     random = np.random.default_rng(SEED)
     weights = [random.standard_normal((layer.k, layer.n), np.float32) for _ in range(count)]
-    sessions = {FLOAT: make_session(layer, weights, FLOAT)}
+    sessions = {FLOAT: product_session(layer, weights, FLOAT)}
     packed = [prepack_weight(weight) for weight in weights]
     for name in instruction_sets:
         os.environ["FASTSERVE_ISA"] = name  # read when a kernel is created
-        sessions[name] = make_session(layer, packed, "PrepackedMatMul")
+        sessions[name] = product_session(layer, packed, "PrepackedMatMul")
     return count, sessions
 
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from machine_rates import Array, bound_run, read_bandwidth
+from machine_rates import Array, bound_run, make_session, read_bandwidth
+from matrix_layers import FLOAT, Layer
 from onnx import TensorProto, helper, numpy_helper
 from report import SEED, circumstances, kernel_arguments, write_json
 from rich.console import Console
@@ -32,19 +33,9 @@ from rich.table import Table
 from fastserve.worker import kernels
 from fastserve.worker.kernels.quantized_weight import pack_weight
 
-FLOAT = "MatMul"
 ROWS = (1, 8, 32, 128, 512)
 SHORTEST_S = 0.02
 """Of one timing: short runs are repeated that long."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A matrix [k, n] of a known model."""
-
-    name: str
-    k: int
-    n: int
 
 
 LAYERS = (
@@ -59,28 +50,21 @@ LAYERS = (
 )
 
 
-def make_session(node: onnx.NodeProto, constants: Mapping[str, Array]) -> ort.InferenceSession:
-    """On the pool that all sessions share: one pool of each would go on spinning in the next contender's turn."""
+def product_session(node: onnx.NodeProto, constants: Mapping[str, Array]) -> ort.InferenceSession:
     tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "output")]
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fastserve", 1)]
-    graph = helper.make_graph([node], "matmul", ends[:1], ends[1:], tensors)
-    options = ort.SessionOptions()
-    options.use_per_session_threads = False
-    options.register_custom_ops_library(str(kernels.library_path()))
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return make_session(helper.make_graph([node], "matmul", ends[:1], ends[1:], tensors), None)
 
 
 def contenders(layer: Layer, instruction_sets: Sequence[str]) -> dict[str, ort.InferenceSession]:
     weight = np.random.default_rng(SEED).standard_normal((layer.k, layer.n), np.float32)
-    sessions = {FLOAT: make_session(helper.make_node("MatMul", ["x", "weight"], ["output"]), {"weight": weight})}
+    sessions = {FLOAT: product_session(helper.make_node("MatMul", ["x", "weight"], ["output"]), {"weight": weight})}
     packed, scale = pack_weight(weight)
     inputs, sizes = ["x", "weight", "scale"], {"k": layer.k, "n": layer.n}
     node = helper.make_node("QuantizedMatMul", inputs, ["output"], domain="fastserve", **sizes)
     for name in instruction_sets:
         os.environ["FASTSERVE_ISA"] = name  # read when a kernel is created
-        sessions[name] = make_session(node, {"weight": packed, "scale": scale})
+        sessions[name] = product_session(node, {"weight": packed, "scale": scale})
     return sessions
 
 

@@ -35,9 +35,14 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds_of(run) for _ in range(repeats))
 
 
-def make_session(graph: onnx.GraphProto, threads: int) -> ort.InferenceSession:
+def make_session(graph: onnx.GraphProto, threads: int | None) -> ort.InferenceSession:
+    """``threads``: of its own; None: those that all such sessions share (``ort.set_global_thread_pool_sizes``), because a pool of
+    each would go on spinning in the next contender's turn."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    if threads is None:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
     options.register_custom_ops_library(str(kernels.library_path()))
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fastserve", 1), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)

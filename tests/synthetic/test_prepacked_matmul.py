@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import re
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from onnx import TensorProto
 
 from fastserve.worker import kernels
 from fastserve.worker.kernels.prepacked_weight import prepack_weight
+from tests.synthetic.concurrent_runs import run_at_once
 from tests.synthetic.guarded_memory import GuardedMemory
 from tests.synthetic.one_node_session import one_node_session
 
@@ -115,16 +115,7 @@ def test_one_session_can_run_from_several_threads_at_once(isa: str) -> None:
     layer = random_linear(1024, 300)
     session, inputs = layer.session(), [random_rows(rows, 1024) for rows in (3, 30, 70)]
     wanted = [layer.run(x, session).tobytes() for x in inputs]
-    outputs: list[list[bytes]] = [[], [], []]
-
-    def work(index: int) -> None:
-        outputs[index] = [layer.run(inputs[index], session).tobytes() for _ in range(5)]
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    outputs = run_at_once(lambda x: layer.run(x, session).tobytes(), inputs, times=5)
     assert outputs == [[bits] * 5 for bits in wanted]
 
 
@@ -153,12 +144,7 @@ def test_nothing_is_read_or_written_past_the_end_of_a_tensor(isa: str, k: int, n
     session = layer.session()
     for rows in (1, 3, 5, 33):
         x = random_rows(rows, k)
-        binding = session.io_binding()
-        for name, array in {name: memory.copy(array) for name, array in layer.feeds(x).items()}.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        output = memory.copy(np.zeros((rows, n), np.float32))
-        binding.bind_output("output", "cpu", 0, np.float32, output.shape, output.ctypes.data)
-        session.run_with_iobinding(binding)
+        output = memory.run(session, layer.feeds(x), (rows, n))
         assert output.tobytes() == layer.run(x, session).tobytes()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastserve.worker import kernels
+from tests.synthetic.concurrent_runs import run_at_once
 from tests.synthetic.guarded_memory import GuardedMemory
 from tests.synthetic.one_node_session import one_node_session
 from tests.synthetic.quantized_matmul_oracle import TYPES, Array, Linear, linear, random_linear, random_rows
@@ -62,16 +62,7 @@ def test_the_output_does_not_depend_on_the_number_of_threads(isa: str) -> None:
 def test_one_session_can_run_from_several_threads_at_once(isa: str) -> None:
     layer = random_linear(192, 300)
     session, inputs = layer.session(), [random_rows(rows, 192) for rows in (3, 90, 250)]
-    outputs: list[list[bytes]] = [[], [], []]
-
-    def work(index: int) -> None:
-        outputs[index] = [layer.run(inputs[index], session).tobytes() for _ in range(5)]
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    outputs = run_at_once(lambda x: layer.run(x, session).tobytes(), inputs, times=5)
     assert outputs == [[layer.oracle(x).tobytes()] * 5 for x in inputs]
 
 
@@ -143,13 +134,7 @@ def test_nothing_is_read_or_written_past_the_end_of_a_tensor(isa: str, k: int, n
     session = layer.session()
     for rows in (1, 5, 33):
         x = random_rows(rows, k)
-        binding = session.io_binding()
-        feeds = {name: memory.copy(array) for name, array in layer.feeds(x).items()}
-        for name, array in feeds.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        output = memory.copy(np.zeros((rows, n), np.float32))
-        binding.bind_output("output", "cpu", 0, np.float32, output.shape, output.ctypes.data)
-        session.run_with_iobinding(binding)
+        output = memory.run(session, layer.feeds(x), (rows, n))
         assert output.tobytes() == layer.oracle(x).tobytes()
 
 
