@@ -28,6 +28,7 @@ from policy_workload import MARGIN, Ask, Ending, asks_of, ending_near, parameter
 from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
+from fastserve.core.attention_windows import AttentionWindows
 from fastserve.core.step_work import TERMS, StepCosts
 from fastserve.errors import FastServeError, ToolError
 from fastserve.manifest import ModelManifest
@@ -216,6 +217,7 @@ def _machine(found: Mapping[str, Any], arguments: argparse.Namespace) -> Machine
         max_batched_tokens=arguments.max_batched_tokens,
         max_model_len=arguments.max_model_len,
         link_bytes_per_s=LINK_BYTES_PER_S,
+        windows=AttentionWindows.of_layers(found["windows"]),
         **SWAPPING,
     )
 
@@ -277,6 +279,7 @@ def main() -> None:
             raise ToolError(f"--model {arguments.model}: generates no text")
         bench = Bench(arguments, arguments.model, asks_of(arguments), settings, bytes_per_block(cache, BLOCK_SIZE, "fp32"))
         found = read_results(arguments.output, settings)
+        found["windows"] = [layer.window for layer in cache.layers]
         todo = [part for part in slices(arguments) if [part.load, part.round] not in found["done"]]
         for part in todo[: arguments.slices]:
             console.print("all at once ..." if part.load is None else f"load {part.load:g}, round {part.round + 1} ...")

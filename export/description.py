@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from fastserve.export.attention import AttentionLayer
+from fastserve.export.attention import NO_WINDOW, AttentionLayer
 from fastserve.export.generation_settings import settings_not_applied
 from fastserve.export.guards import experts
 from fastserve.export.rotary import RotaryPlan, context_limit
@@ -98,7 +98,11 @@ def cache_spec(layers: list[AttentionLayer], layouts: tuple[str, str]) -> CacheS
     """Cache shapes in the order of layer indices, which is the order of the graph's cache inputs. ``layouts``: of key and value
     caches."""
     by_index = sorted(layers, key=lambda layer: layer.index)
-    return CacheSpec(tuple(LayerCacheSpec(layer.kv_num_heads, layer.head_size) for layer in by_index), *layouts)
+    return CacheSpec(tuple(map(_layer_cache, by_index)), *layouts)
+
+
+def _layer_cache(layer: AttentionLayer) -> LayerCacheSpec:
+    return LayerCacheSpec(layer.kv_num_heads, layer.head_size, layer.window if layer.window != NO_WINDOW else None)
 
 
 def graph_spec(graph: ir.Graph, files: dict[str, str]) -> GraphSpec:

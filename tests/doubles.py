@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.core.admission import QueueLimits
+from fastserve.core.attention_windows import EVERYTHING, AttentionWindows
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.encoder_scheduler import EncoderScheduler
@@ -89,16 +90,16 @@ def make_engine(
     proactive: bool = True,
     chance: random.Random | None = None,
     pair_s: float = 0.0,
+    windows: AttentionWindows = EVERYTHING,
 ) -> Engine:
     """A real engine over a :class:`HashingRunner` (or ``runner``). ``inner``: order inside a class of policy ``priority``.
-    ``pair_s``: what the cost model begins with, see ``StepCosts``.
+    ``pair_s``: what the cost model begins with, see ``StepCosts``; ``windows``: what it counts.
     ``num_slots``: of the tiers below the pool; their copier is a :class:`LateCopier`, which ``chance`` drives."""
-    cost_model = CostModel(
-        StepCosts(0.01, 0.002, pair_s=pair_s), max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens
-    )
+    costs = StepCosts(0.01, 0.002, pair_s=pair_s)
+    cost_model = CostModel(costs, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens, windows=windows)
     pool = BlockPool(num_blocks, block_size)
     scheduler = Scheduler(
-        StepLimits(max_num_seqs, max_batched_tokens, cost_model.pair_tokens),
+        StepLimits(max_num_seqs, max_batched_tokens, cost_model.pair_tokens, windows),
         PrefixCache(pool, mode=prefix_cache),
         make_policy(policy, cost_model, inner=inner),
         max_model_len=max_model_len,

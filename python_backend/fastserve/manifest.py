@@ -52,10 +52,12 @@ class GraphSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerCacheSpec:
-    """Shape of one attention layer's cache, heads and elements."""
+    """Shape of one attention layer's cache, heads and elements. ``window``: positions that a token attends to at most, its own
+    among them; None: all, or an export of before it was written down."""
 
     kv_num_heads: int
     head_size: int
+    window: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

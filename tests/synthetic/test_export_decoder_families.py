@@ -67,6 +67,22 @@ def test_the_engine_generates_what_transformers_generates(
 
 
 @pytest.mark.parametrize(
+    ("family", "windows", "share"),
+    [("llama", [None] * 2, 1.0), ("mistral", [12, 12], 0.0), ("qwen2", [None, 12], 0.5), ("gemma2", [12, None, 12], 1 / 3)],
+)
+def test_the_manifest_says_the_windows_of_the_layers_and_the_engine_counts_by_them(
+    family: str, windows: list[int | None], share: float, decoder_exports: Exports
+) -> None:
+    result = decoder_exports(family)
+    assert result.manifest.cache is not None
+    assert [layer.window for layer in result.manifest.cache.layers] == windows
+    config = EngineConfig(max_batched_tokens=24, max_num_seqs=3, kv_cache_bytes=1 << 20, num_threads=1)
+    engine = load_engine(result.directory, result.manifest, config, FakeClock())
+    for counted in (engine.cost_model.windows, engine.scheduler.limits.windows):
+        assert counted.positions(1212) == pytest.approx(12 + 1200 * share)
+
+
+@pytest.mark.parametrize(
     ("family", "feature"), [(name, feature) for name, family in FAMILIES.items() for feature in family.features]
 )
 def test_the_proof_refuses_a_graph_and_a_source_that_differ_in_a_feature(

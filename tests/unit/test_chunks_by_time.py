@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fastserve.core.step_work import most_tokens, pairs_of
+from fastserve.core.attention_windows import EVERYTHING, pairs_of
 from tests.doubles import FakeClock, collect, make_engine, make_request
 from tests.unit.test_scheduler import chunks, make_scheduler, step
 
@@ -37,13 +37,13 @@ def test_the_longest_chunk_that_a_budget_pays_for_is_found():
             rng.randrange(10_000),
             rng.choice((0.0, rng.uniform(0, 1e-2), rng.uniform(0, 9))),
         )
-        longest = most_tokens(budget, start, price)
+        longest = EVERYTHING.most_tokens(budget, start, price)
         costs = [size + price * pairs_of(start, size) for size in (longest, longest + 1)]
         assert costs[0] <= budget * (1 + 1e-9) and costs[1] > budget * (1 - 1e-9)
 
 
 def test_where_contexts_cost_nothing_a_budget_is_so_many_tokens():
-    assert [most_tokens(budget, 10_000, 0.0) for budget in (0, 1, 255, 256)] == [0, 1, 255, 256]
+    assert [EVERYTHING.most_tokens(budget, 10_000, 0.0) for budget in (0, 1, 255, 256)] == [0, 1, 255, 256]
 
 
 def test_beside_a_decode_every_chunk_takes_the_time_of_a_full_step_without_context_and_no_more():
@@ -93,7 +93,7 @@ def test_prompts_share_the_time_in_their_order():
     scheduler.add(make_request(2, range(10)), 0.0)
     scheduler.add(make_request(3, range(PROMPT)), 0.0)
     left = BUDGET - 1 - (10 + price * pairs_of(0, 10))
-    assert chunks(step(scheduler)[0]) == [(1, 1, True), (2, 10, True), (3, most_tokens(left, 0, price), False)]
+    assert chunks(step(scheduler)[0]) == [(1, 1, True), (2, 10, True), (3, EVERYTHING.most_tokens(left, 0, price), False)]
 
 
 def test_a_chunk_is_never_longer_than_the_tokens_left_though_a_block_is():

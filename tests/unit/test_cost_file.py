@@ -11,7 +11,7 @@ from fastserve.config import EngineConfig
 from fastserve.core.cost_model import CostModel
 from fastserve.core.step_work import StepCosts
 from fastserve.engine.cost_file import CostFile, circumstances
-from fastserve.manifest import FileEntry
+from fastserve.manifest import CacheSpec, FileEntry, LayerCacheSpec
 from tests.doubles import make_manifest
 
 HERE = {"model": "a", "processor": "b"}
@@ -96,6 +96,7 @@ def test_the_circumstances_change_with_the_model_the_threads_and_the_settings():
         circumstances(manifest, config, 1),
         circumstances(manifest, dataclasses.replace(config, max_batched_tokens=128), 2),
         circumstances(manifest, dataclasses.replace(config, kv_cache_dtype="fp16"), 2),
+        circumstances(dataclasses.replace(manifest, cache=CacheSpec((LayerCacheSpec(1, 1, window=64),))), config, 2),
     )
     assert all(other != base for other in others)
     assert circumstances(manifest, dataclasses.replace(config, policy="fcfs"), 2) == base

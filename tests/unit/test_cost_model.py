@@ -8,8 +8,9 @@ import random
 
 import pytest
 
+from fastserve.core.attention_windows import pairs_of
 from fastserve.core.cost_model import MIN_SECONDS, CostModel
-from fastserve.core.step_work import StepCosts, StepWork, chunk_work, pairs_of
+from fastserve.core.step_work import StepCosts, StepWork, chunk_work
 from fastserve.errors import ConfigError
 
 TRUE = StepCosts(0.004, 0.0002, row_s=0.0001, read_s=1.4e-6, pair_s=0.19e-6)

@@ -39,7 +39,7 @@ def full_manifest(**changes):
             )
         },
         tokenizer=TokenizerSpec("tokenizer.json", (1, 2), 0, None, "chat_template.jinja", {"bos_token": "<s>", "eos_token": "é"}),
-        cache=CacheSpec((LayerCacheSpec(2, 8), LayerCacheSpec(1, 4))),
+        cache=CacheSpec((LayerCacheSpec(2, 8), LayerCacheSpec(1, 4, window=512))),
         position_offset=2,
         generation={"temperature": 0.7, "top_k": 50},
         files={"decoder.onnx": FileEntry("ab" * 32, 12)},
@@ -91,12 +91,15 @@ def test_keys_with_a_default_may_be_absent():
     def change(data):
         for key in ("key_layout", "value_layout"):
             del data["cache"][key]
+        for layer in data["cache"]["layers"]:
+            del layer["window"]
         for key in ("bos_token_id", "pad_token_id", "chat_template", "special_tokens"):
             del data["tokenizer"][key]
         del data["encoder"]
 
     read = ModelManifest.from_json(damaged(change))
     assert (read.cache.key_layout, read.cache.value_layout) == (KEY_LAYOUT, VALUE_LAYOUT)
+    assert [layer.window for layer in read.cache.layers] == [None, None]
     assert (read.tokenizer.bos_token_id, read.tokenizer.special_tokens) == (None, {})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastserve.core.admission import QueueLimits
+from fastserve.core.attention_windows import EVERYTHING
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.invariants import violations
 from fastserve.core.plan import SampledToken
@@ -19,10 +20,17 @@ from tests.doubles import collect, make_request
 
 
 def make_scheduler(
-    num_blocks=64, block_size=4, max_num_seqs=4, max_batched_tokens=16, max_model_len=128, pair_tokens=0.0, **queue
+    num_blocks=64,
+    block_size=4,
+    max_num_seqs=4,
+    max_batched_tokens=16,
+    max_model_len=128,
+    pair_tokens=0.0,
+    windows=EVERYTHING,
+    **queue,
 ):
     return Scheduler(
-        StepLimits(max_num_seqs, max_batched_tokens, pair_tokens),
+        StepLimits(max_num_seqs, max_batched_tokens, pair_tokens, windows),
         PrefixCache(BlockPool(num_blocks, block_size), mode="off"),
         FirstComeFirstServed(),
         max_model_len=max_model_len,

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from typing import Any
 
+from fastserve.core.attention_windows import EVERYTHING, AttentionWindows
 from fastserve.core.least_squares import Moments
-from fastserve.core.step_work import TERMS, StepCosts, StepWork, chunk_work, pairs_of
+from fastserve.core.step_work import TERMS, StepCosts, StepWork, chunk_work
 from fastserve.errors import ConfigError
 
 MIN_SECONDS = 1e-9
@@ -35,10 +36,14 @@ class CostModel:
     """A step that took this many times as long as predicted is counted as taking so long: the machine was interrupted, or it
     will take as long again."""
 
-    def __init__(self, costs: StepCosts, *, max_num_seqs: int, max_batched_tokens: int) -> None:
-        """``costs``: the first estimate. The others: the budgets of a step, see ``StepLimits``.
+    def __init__(
+        self, costs: StepCosts, *, max_num_seqs: int, max_batched_tokens: int, windows: AttentionWindows = EVERYTHING
+    ) -> None:
+        """``costs``: the first estimate. ``windows``: of the model's layers. The others: the budgets of a step, see
+        ``StepLimits``.
 
         Raises ConfigError for an estimate that is not finite and positive."""
+        self.windows = windows
         self.max_num_seqs = max_num_seqs
         self.max_batched_tokens = max_batched_tokens
         self.restore(dataclasses.asdict(costs))
@@ -56,13 +61,14 @@ class CostModel:
         long context."""
         sequences, tokens = self.max_num_seqs, max(2, self.max_batched_tokens)
         far = 4 * tokens
+        attended = sequences * self.windows.positions(far)
         corners = Moments(len(TERMS))
         for work in (
             StepWork(1, 1, 1, 1),
             StepWork(sequences, sequences, sequences, sequences),
-            StepWork(sequences, sequences, sequences * far, sequences * far),
-            chunk_work(0, tokens, 0),
-            chunk_work(far, tokens, 0),
+            StepWork(sequences, sequences, attended, attended),
+            chunk_work(0, tokens, 0, self.windows),
+            chunk_work(far, tokens, 0, self.windows),
         ):
             equation = (1.0, *work, self.step_seconds(work))
             *quantities, seconds = (self.CORNER_WEIGHT * each for each in equation)
@@ -93,20 +99,19 @@ class CostModel:
     def first_token_seconds(self, num_tokens: int) -> float:
         """How long a sequence alone takes to compute ``num_tokens`` tokens in chunks and draw one (the paper's t_init)."""
         costs, most = self.costs, self.max_batched_tokens
-        full, rest = divmod(num_tokens, most)
-        reads = most * full * (full + 1) // 2 + (num_tokens if rest else 0)
-        further_steps = full + (rest > 0) - 1
-        return costs.seconds(StepWork(num_tokens, 1, reads, pairs_of(0, num_tokens))) + further_steps * costs.base_s
+        further_steps = -(-num_tokens // most) - 1
+        reads, pairs = self.windows.reads_in_chunks(num_tokens, most), self.windows.pairs(0, num_tokens)
+        return costs.seconds(StepWork(num_tokens, 1, reads, pairs)) + further_steps * costs.base_s
 
     def prefill_seconds(self, num_tokens: int, start: int = 0) -> float:
         """What ``num_tokens`` tokens of a prompt after ``start`` others take from the machine, in large chunks."""
-        return num_tokens * self.costs.token_s + pairs_of(start, num_tokens) * self.costs.pair_s
+        return num_tokens * self.costs.token_s + self.windows.pairs(start, num_tokens) * self.costs.pair_s
 
     def decode_seconds(self, context: float = 0.0) -> float:
         """What an output token after ``context`` others takes from the machine when batches are full: its own time and its share
         of the step's."""
-        costs = self.costs
-        return costs.token_s + costs.row_s + costs.base_s / self.max_num_seqs + context * (costs.read_s + costs.pair_s)
+        costs, attended = self.costs, self.windows.positions(context)
+        return costs.token_s + costs.row_s + costs.base_s / self.max_num_seqs + attended * (costs.read_s + costs.pair_s)
 
     @property
     def pair_tokens(self) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from fastserve.core.attention_windows import AttentionWindows
 from fastserve.core.logprobs import PositionLogprobs
 from fastserve.core.sequence import Sequence
-from fastserve.core.step_work import StepWork, pairs_of
+from fastserve.core.step_work import StepWork
 
 NO_ROWS = range(0)
 
@@ -59,15 +60,16 @@ class StepPlan:
         """Computed by the run."""
         return sum(chunk.num_tokens for chunk in self.chunks)
 
-    def work(self) -> StepWork:
-        """What the cost model counts of it."""
-        tokens = rows = reads = pairs = 0
+    def work(self, windows: AttentionWindows) -> StepWork:
+        """What the cost model counts of it. ``windows``: of the model's layers."""
+        tokens = rows = 0
+        reads = pairs = 0.0
         for chunk in self.chunks:
             num_tokens, start = chunk.num_tokens, chunk.start
             tokens += num_tokens
             rows += chunk.samples
-            reads += start + num_tokens
-            pairs += pairs_of(start, num_tokens)
+            reads += windows.reads(start, num_tokens)
+            pairs += windows.pairs(start, num_tokens)
             if num_tokens > 1 or not chunk.samples:  # a part of a prompt
                 rows += len(chunk.prompt_rows)
         return StepWork(tokens, rows, reads, pairs)

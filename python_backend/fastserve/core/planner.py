@@ -26,13 +26,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+from fastserve.core.attention_windows import EVERYTHING, AttentionWindows
 from fastserve.core.candidate import Candidate, PlannedReferences
 from fastserve.core.plan import Chunk, StepPlan
 from fastserve.core.policy import Policy
 from fastserve.core.pool_room import Held, PoolRoom
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.sequence import Sequence, SequenceStatus
-from fastserve.core.step_work import most_tokens, pairs_of
 from fastserve.core.swap_choice import Movable, Room, choose_swaps, next_schedule_times
 from fastserve.core.swapper import Swapper, first_tier
 
@@ -48,6 +48,8 @@ class StepLimits:
     max_batched_tokens: int
     pair_tokens: float = 0.0
     """What it costs that a token attends to a position, in tokens; 0: nothing, chunks are bounded by tokens alone."""
+    windows: AttentionWindows = EVERYTHING
+    """Of the model's layers: they say how many positions that are."""
 
 
 class _PrefillBudget:
@@ -57,18 +59,20 @@ class _PrefillBudget:
         """``decodes``: how many sequences get their next token in the same iteration, and would wait for a longer one."""
         self._left: float = limits.max_batched_tokens - decodes
         self._pair_tokens = limits.pair_tokens if decodes else 0.0
+        self._windows = limits.windows
         self._least = block_size
 
     def longest(self, candidate: Candidate) -> int:
         """Tokens of the candidate that may be computed."""
         longest = int(self._left)
         if self._pair_tokens:
-            longest = min(longest, max(most_tokens(self._left, candidate.start, self._pair_tokens), self._least))
+            longest = min(longest, max(self._windows.most_tokens(self._left, candidate.start, self._pair_tokens), self._least))
         return min(candidate.uncomputed, longest)
 
     def spend(self, candidate: Candidate, num_tokens: int) -> None:
         """A chunk of ``num_tokens`` tokens is planned."""
-        self._left = max(0.0, self._left - num_tokens - self._pair_tokens * pairs_of(candidate.start, num_tokens))
+        pairs = self._windows.pairs(candidate.start, num_tokens)
+        self._left = max(0.0, self._left - num_tokens - self._pair_tokens * pairs)
         if num_tokens:
             self._least = 0
 

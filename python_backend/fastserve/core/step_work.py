@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
+
+from fastserve.core.attention_windows import EVERYTHING, AttentionWindows
 
 
 class StepWork(NamedTuple):
@@ -13,20 +14,15 @@ class StepWork(NamedTuple):
     tokens: int
     rows: int = 0
     """Of logits, which tokens are drawn from: each takes the head, the sampler, and a response to a client."""
-    reads: int = 0
-    """Positions whose keys and values are read: for each chunk, those before its end."""
-    pairs: int = 0
-    """Of a token and a position that it attends to."""
+    reads: float = 0
+    """Positions whose keys and values are read: for each chunk, those before its end, as far as its layers' windows reach."""
+    pairs: float = 0
+    """Of a token and a position that it attends to. Both are means over the layers."""
 
 
-def pairs_of(start: int, num_tokens: int) -> int:
-    """Pairs of a token and a position it attends to, in a chunk of ``num_tokens`` tokens after ``start`` others."""
-    return num_tokens * start + num_tokens * (num_tokens + 1) // 2
-
-
-def chunk_work(start: int, num_tokens: int, rows: int) -> StepWork:
+def chunk_work(start: int, num_tokens: int, rows: int, windows: AttentionWindows = EVERYTHING) -> StepWork:
     """Of a chunk of ``num_tokens`` tokens after ``start`` others."""
-    return StepWork(num_tokens, rows, start + num_tokens, pairs_of(start, num_tokens))
+    return StepWork(num_tokens, rows, windows.reads(start, num_tokens), windows.pairs(start, num_tokens))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,11 +50,3 @@ class StepCosts:
 
 
 TERMS = tuple(field.name for field in dataclasses.fields(StepCosts))
-
-
-def most_tokens(budget: float, start: int, pair_tokens: float) -> int:
-    """The longest chunk after ``start`` tokens that costs no more than ``budget`` tokens without a context would.
-    ``pair_tokens``: what a pair costs, in tokens."""
-    half = pair_tokens / 2
-    linear = 1.0 + pair_tokens * start + half  # n tokens cost n + pair_tokens * pairs_of(start, n) = half n^2 + linear n
-    return int(2 * budget / (linear + math.sqrt(linear * linear + 4 * half * budget))) if budget > 0 else 0

@@ -31,9 +31,11 @@ _SETTINGS = ("max_num_seqs", "max_batched_tokens", "block_size", "kv_cache_dtype
 
 def circumstances(manifest: ModelManifest, config: EngineConfig, num_threads: int) -> dict[str, str]:
     """All that the costs depend on: the model, the machine, the versions, the settings."""
-    files = "\n".join(f"{name}={entry.sha256}" for name, entry in sorted(manifest.files.items()))
+    layers = manifest.cache.layers if manifest.cache is not None else ()
+    windows = [f"window.{index}={layer.window}" for index, layer in enumerate(layers) if layer.window is not None]
+    model = "\n".join([*(f"{name}={entry.sha256}" for name, entry in sorted(manifest.files.items())), *windows])
     return {
-        "model": hashlib.sha256(files.encode()).hexdigest(),
+        "model": hashlib.sha256(model.encode()).hexdigest(),
         "processor": _processor(),
         "cores": str(count_cores()),
         "threads": str(num_threads),

@@ -148,13 +148,13 @@ class Engine:
 
     def _learn(self, plan: StepPlan, seconds: float) -> None:
         """What steps cost, and from it how long a chunk of a prompt may hold up others."""
-        if self.cost_model.observe(plan.work(), seconds):
+        if self.cost_model.observe(plan.work(self.cost_model.windows), seconds):
             self.bound_chunks()
 
     def bound_chunks(self) -> None:
         """Let chunks beside decodes be as long as the cost model allows now."""
-        scheduler = self.scheduler
-        scheduler.limits = dataclasses.replace(scheduler.limits, pair_tokens=self.cost_model.pair_tokens)
+        scheduler, model = self.scheduler, self.cost_model
+        scheduler.limits = dataclasses.replace(scheduler.limits, pair_tokens=model.pair_tokens, windows=model.windows)
 
     def _compute(self, reservation: Reservation) -> StepResult:
         """Pack, run, sample. Touches no state of the scheduler, so whatever goes wrong here costs this batch only."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastserve.config import EngineConfig
 from fastserve.core.admission import QueueLimits
+from fastserve.core.attention_windows import AttentionWindows
 from fastserve.core.batch_limits import WIDEST, fill_in
 from fastserve.core.cost_model import CostModel
 from fastserve.core.policy import make_policy
@@ -76,7 +77,12 @@ def load_engine(
     # The weights are in memory now: what is free is what the pool and the tiers below it can have.
     free_memory = read_free_memory() // instance.num_instances if device is HOST else 0
     memory = make_kv_memory(widest, manifest.cache, max_model_len, free_memory, clock, device)
-    cost_model = CostModel(StepCosts(0.0, 0.0), max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
+    cost_model = CostModel(
+        StepCosts(0.0, 0.0),
+        max_num_seqs=limits.max_num_seqs,
+        max_batched_tokens=limits.max_batched_tokens,
+        windows=AttentionWindows.of_layers(layer.window for layer in manifest.cache.layers),
+    )
     scheduler = Scheduler(
         limits,
         PrefixCache(memory.pool, mode=config.prefix_cache, identity=_identity(manifest, config)),

@@ -67,7 +67,7 @@ def _run(engine: Engine, sequences: int, size: int, context: int, clock: Callabl
         _pretend(engine, context)
     samples: Samples = []
     while engine.has_work:
-        work = engine.scheduler.plan(clock()).work()
+        work = engine.scheduler.plan(clock()).work(engine.cost_model.windows)
         started = clock()
         events = engine.step()
         samples.append((work, clock() - started))

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from fastserve.core.admission import QueueLimits
+from fastserve.core.attention_windows import EVERYTHING, AttentionWindows
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.events import TokenEvent
@@ -46,12 +47,19 @@ class Machine:
     """Between the pool and that tier."""
     kv_bytes_per_token: int = KV_BYTES_PER_TOKEN
     """Keys and values of all layers."""
+    windows: AttentionWindows = EVERYTHING
+    """Of the layers."""
 
     def cost_model(self) -> CostModel:
-        return CostModel(self.costs, max_num_seqs=self.max_num_seqs, max_batched_tokens=self.max_batched_tokens)
+        return CostModel(
+            self.costs,
+            max_num_seqs=self.max_num_seqs,
+            max_batched_tokens=self.max_batched_tokens,
+            windows=self.windows,
+        )
 
     def limits(self) -> StepLimits:
-        return StepLimits(self.max_num_seqs, self.max_batched_tokens, self.cost_model().pair_tokens)
+        return StepLimits(self.max_num_seqs, self.max_batched_tokens, self.cost_model().pair_tokens, self.windows)
 
 
 @dataclasses.dataclass(slots=True)
@@ -151,7 +159,7 @@ class _Simulation:
 
     def _step(self, plan: StepPlan) -> None:
         started = self._clock.now
-        self._clock.now += self._machine.costs.seconds(plan.work())
+        self._clock.now += self._machine.costs.seconds(plan.work(self._machine.windows))
         with self._scheduler.reserve(plan) as reservation:
             self._peak = max(self._peak, self._scheduler.pool.num_used)
             tokens = [self._token(sequence.request.request_id, len(sequence.output_token_ids)) for sequence in plan.sampling]

@@ -70,7 +70,8 @@ class SkipJoinMLFQ:
         level, place = job.levels.standing(job, started)
         used = job.used_s if level == job.level else 0.0
         draws = sequence.num_uncomputed <= 1  # it has reached its end
-        used += self._cost_model.step_seconds(chunk_work(sequence.num_computed - num_tokens, num_tokens, draws))
+        work = chunk_work(sequence.num_computed - num_tokens, num_tokens, draws, self._cost_model.windows)
+        used += self._cost_model.step_seconds(work)
         mark = self._mark(ended)
         if used >= self.quantum_s(level) and sequence.num_uncomputed == 1 and level < self._num_levels - 1:
             level, place, used = level + 1, mark, 0.0
