@@ -223,7 +223,8 @@ def test_what_a_model_learned_of_its_steps_is_kept_when_it_is_unloaded(repositor
     repository.unload(name)
     wait_until(lambda: repository.stubs(name) == [])
     kept = json.loads(file.read_text())
-    assert kept != profiled and kept["circumstances"] == profiled["circumstances"] and kept.keys() == profiled.keys()
+    assert kept != profiled and kept["profiled"] == profiled["profiled"]
+    assert kept["circumstances"] == profiled["circumstances"] and kept.keys() == profiled.keys()
 
 
 def test_a_model_that_is_being_unloaded_takes_no_new_requests(repository):

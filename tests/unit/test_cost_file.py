@@ -15,6 +15,7 @@ from fastserve.manifest import CacheSpec, FileEntry, LayerCacheSpec
 from tests.doubles import make_manifest
 
 HERE = {"model": "a", "processor": "b"}
+COSTS = dataclasses.asdict(StepCosts(0.1, 0.1))
 
 
 def make_model(base_s=0.006, token_s=0.0015):
@@ -29,10 +30,12 @@ def refused(file, caplog):
 
 
 def test_what_was_kept_is_where_the_next_start_begins(tmp_path):
-    CostFile(tmp_path / "cache", HERE).keep(make_model())
-    model = make_model(1.0, 1.0)
-    assert CostFile(tmp_path / "cache", HERE).restore(model)
-    assert (model.costs.base_s, model.costs.token_s) == (0.006, 0.0015)
+    file = CostFile(tmp_path / "cache", HERE)
+    file.profiled = StepCosts(0.005, 0.001)
+    file.keep(make_model())
+    model, found = make_model(1.0, 1.0), CostFile(tmp_path / "cache", HERE)
+    assert found.restore(model)
+    assert (model.costs.base_s, model.costs.token_s, found.profiled) == (0.006, 0.0015, file.profiled)
 
 
 def test_without_a_file_nothing_is_said(tmp_path, caplog):
@@ -51,8 +54,10 @@ def test_other_circumstances_have_a_file_of_their_own(tmp_path, caplog):
         ('{"base_s": 0.1', "Expecting"),
         ("[]", "not measured for this model"),
         ('{"circumstances": {"model": "x"}, "base_s": 0.1, "token_s": 0.1}', "not measured for this model"),
-        (json.dumps({"circumstances": HERE, "base_s": "fast", "token_s": 0.1}), "base_s: got 'fast'"),
-        (json.dumps({"circumstances": HERE, "base_s": 0.1}), "token_s: got None"),
+        (json.dumps({"circumstances": HERE, "profiled": COSTS, "base_s": "fast", "token_s": 0.1}), "base_s: got 'fast'"),
+        (json.dumps({"circumstances": HERE, "profiled": COSTS, "base_s": 0.1}), "token_s: got None"),
+        (json.dumps({"circumstances": HERE, **COSTS}), "profiled: got None"),
+        (json.dumps({"circumstances": HERE, **COSTS, "profiled": {**COSTS, "row_s": -1}}), "row_s: got -1"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_left_alone_and_named(tmp_path, caplog, text, why):

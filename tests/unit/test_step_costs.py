@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastserve.config import EngineConfig
+from fastserve.core.batch_limits import suitable_limits
 from fastserve.core.cost_model import CostModel
 from fastserve.core.planner import StepLimits
 from fastserve.core.step_work import StepCosts, StepWork
@@ -51,6 +52,17 @@ def start(cache, costs=SLOW, **sizes):
     return engine, runner
 
 
+def serve_slowly(engine, runner):
+    """Some traffic whose steps take longer; what was learned from it, which is kept."""
+    runner.costs = StepCosts(0.030, 0.001)
+    for number in range(20):
+        engine.submit(make_request(number, range(number, number + 40), max_tokens=20))
+    while engine.has_work:
+        engine.step()
+    engine.keep_costs()
+    return engine.cost_model.costs
+
+
 def test_the_first_start_measures_and_the_next_one_need_not(tmp_path):
     engine, runner = start(tmp_path)
     assert runner.batches
@@ -62,25 +74,34 @@ def test_the_first_start_measures_and_the_next_one_need_not(tmp_path):
 
 
 def test_what_an_engine_has_learned_is_where_the_next_one_begins(tmp_path):
-    engine, runner = start(tmp_path)
-    engine.cost_file = CostFile(tmp_path, {"model": "a"})
-    runner.costs = StepCosts(0.030, 0.001)
-    for number in range(20):
-        engine.submit(make_request(number, range(number, number + 40), max_tokens=20))
-    while engine.has_work:
-        engine.step()
-    learned = engine.cost_model.costs
+    learned = serve_slowly(*start(tmp_path))
     assert learned.seconds(StepWork(8, 8)) > 1.5 * SLOW.seconds(StepWork(8, 8))
-    engine.keep_costs()
     again, _ = start(tmp_path)
     assert again.cost_model.costs == learned
 
 
+def test_limits_that_are_left_open_are_the_same_at_every_start_whatever_was_learned_in_between(tmp_path, caplog):
+    def limits(engine):
+        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=0), engine, engine.cost_file.profiled)
+        return engine.scheduler.limits
+
+    engine, runner = start(tmp_path)
+    profiled = engine.cost_file.profiled
+    first = limits(engine)
+    for _ in range(2):
+        learned = serve_slowly(engine, runner)
+        assert suitable_limits(learned) != suitable_limits(profiled)
+        engine, runner = start(tmp_path)
+        assert (engine.cost_model.costs, engine.cost_file.profiled) == (learned, profiled)
+        assert dataclasses.replace(limits(engine), pair_tokens=0.0) == dataclasses.replace(first, pair_tokens=0.0)
+    with caplog.at_level(logging.INFO):
+        log_costs(EngineConfig(), engine.cost_model, profiled)
+    assert f"batches of {first.max_num_seqs} sequences and {first.max_batched_tokens} tokens suit these costs" in caplog.text
+
+
 def test_an_engine_that_nobody_gave_a_file_keeps_nothing(tmp_path):
-    engine, _ = start(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    engine.keep_costs()
-    assert sorted(tmp_path.iterdir()) == before
+    make_engine().keep_costs()
+    assert sorted(tmp_path.iterdir()) == []
 
 
 def test_every_term_is_measured_and_chunks_beside_decodes_are_bounded_by_them_at_once(tmp_path):
@@ -102,11 +123,21 @@ def test_without_room_for_a_long_context_nothing_is_said_of_one(tmp_path):
 
 def test_costs_of_an_older_version_are_measured_again(tmp_path, caplog):
     file = CostFile(tmp_path, {"model": "a"})
-    file.path.write_text(json.dumps({"circumstances": {"model": "a"}, "base_s": 0.1, "token_s": 0.1}))
+    old = {"base_s": 0.1, "token_s": 0.1}
+    file.path.write_text(json.dumps({"circumstances": {"model": "a"}, **old, "profiled": old}))
     engine, _ = start(tmp_path)
     assert "row_s: got None" in caplog.text
     assert dataclasses.astuple(engine.cost_model.costs) == pytest.approx(dataclasses.astuple(SLOW), abs=1e-9)
     assert json.loads(file.path.read_text())["row_s"] == engine.cost_model.costs.row_s
+
+
+def test_costs_without_those_that_were_profiled_are_measured_again(tmp_path, caplog):
+    file = CostFile(tmp_path, {"model": "a"})
+    file.path.write_text(json.dumps({"circumstances": {"model": "a"}, **dataclasses.asdict(StepCosts(1.0, 1.0))}))
+    engine, _ = start(tmp_path)
+    assert "profiled: got None, allowed: an object" in caplog.text
+    assert engine.cost_file.profiled == engine.cost_model.costs
+    assert json.loads(file.path.read_text())["profiled"] == dataclasses.asdict(engine.cost_model.costs)
 
 
 def test_nothing_of_the_measurement_stays(tmp_path):
@@ -125,7 +156,7 @@ def test_nothing_of_the_measurement_stays(tmp_path):
 def test_the_log_says_what_a_step_costs_why_the_policy_is_what_it_is_and_what_would_suit(caplog, base_s, token_s, bound, suits):
     costs = CostModel(StepCosts(base_s, token_s), max_num_seqs=16, max_batched_tokens=256)
     with caplog.at_level(logging.INFO):
-        log_costs(EngineConfig(), costs)
+        log_costs(EngineConfig(), costs, costs.costs)
     assert f"a step takes {base_s * 1e3:.2f} ms" in caplog.text
     assert f"policy auto: gittins; in simulations of real traffic on machines that are {bound}" in caplog.text
     assert suits in caplog.text
@@ -133,14 +164,14 @@ def test_the_log_says_what_a_step_costs_why_the_policy_is_what_it_is_and_what_wo
 
 def test_a_policy_that_was_chosen_is_not_explained(caplog):
     with caplog.at_level(logging.INFO):
-        log_costs(EngineConfig(policy="gittins"), CostModel(StepCosts(0.006, 0.0015), max_num_seqs=16, max_batched_tokens=256))
+        log_costs(EngineConfig(policy="gittins"), CostModel(SLOW, max_num_seqs=16, max_batched_tokens=256), SLOW)
     assert "policy auto" not in caplog.text
 
 
 def test_limits_that_are_left_open_are_chosen_from_what_steps_cost_and_the_log_says_why(tmp_path, caplog):
     engine, runner = start(tmp_path)
     with caplog.at_level(logging.INFO):
-        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=0), engine)
+        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=0), engine, SLOW)
     assert engine.scheduler.limits == StepLimits(40, 160)
     assert (engine.cost_model.max_num_seqs, engine.cost_model.max_batched_tokens) == (40, 160)
     assert "max_num_seqs 0: 40, because a step costs as much as 10.0 of its tokens that are drawn" in caplog.text
@@ -154,7 +185,7 @@ def test_limits_that_are_left_open_are_chosen_from_what_steps_cost_and_the_log_s
 def test_only_the_limit_that_is_left_open_is_chosen(tmp_path, caplog):
     engine, _ = start(tmp_path)
     with caplog.at_level(logging.INFO):
-        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=24), engine)
+        choose_limits(EngineConfig(max_num_seqs=0, max_batched_tokens=24), engine, SLOW)
     assert engine.scheduler.limits == StepLimits(24, 24)
     assert "max_batched_tokens 0" not in caplog.text
 

@@ -138,10 +138,15 @@ class CostModel:
         return dataclasses.asdict(self.costs)
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Forget everything and start where the model was that :meth:`to_json` gave ``values``. Raises ConfigError naming the key
-        that is missing or no number of seconds; then nothing has changed."""
-        for name in TERMS:
-            value = values.get(name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name}: got {value!r}, allowed: a finite number of seconds, at least 0")
-        self._anchor_at([float(values[name]) for name in TERMS])
+        """Forget everything and start where the model was that :meth:`to_json` gave ``values``. Raises what
+        :func:`read_costs` does; then nothing has changed."""
+        self._anchor_at(dataclasses.astuple(read_costs(values)))
+
+
+def read_costs(values: Mapping[str, Any]) -> StepCosts:
+    """Of parsed JSON. Raises ConfigError naming the key that is missing or no number of seconds."""
+    for name in TERMS:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name}: got {value!r}, allowed: a finite number of seconds, at least 0")
+    return StepCosts(*(float(values[name]) for name in TERMS))

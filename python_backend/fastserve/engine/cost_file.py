@@ -1,5 +1,8 @@
 """What steps cost, kept when it was measured and when the model is unloaded, so that a restart measures nothing.
 
+Two sets of costs: what was learned until the model was unloaded, where the next start goes on, and what was measured before there
+was any traffic (``"profiled"``), from which limits that are left open are chosen: they are the same at every start.
+
 The file lies in the cache folder, not in the model's: a Triton that polls its repository would take a file that appears there for
 a new model, and load it again. It is named for all that the costs depend on, and says so itself; one that is damaged, of
 another machine, or another user's is left alone, and the costs are measured anew.
@@ -7,6 +10,7 @@ another machine, or another user's is left alone, and the costs are measured ane
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.config import EngineConfig
-from fastserve.core.cost_model import MIN_SECONDS, CostModel
+from fastserve.core.cost_model import MIN_SECONDS, CostModel, read_costs
+from fastserve.core.step_work import StepCosts
 from fastserve.errors import ConfigError
 from fastserve.manifest import ModelManifest
 from fastserve.worker.session import RUNTIME_VERSION, count_cores
@@ -27,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _SETTINGS = ("max_num_seqs", "max_batched_tokens", "block_size", "kv_cache_dtype")
 """Fields of the configuration that change what a step costs or what a profile looks like."""
+_PROFILED = "profiled"
 
 
 def circumstances(manifest: ModelManifest, config: EngineConfig, num_threads: int) -> dict[str, str]:
@@ -49,6 +55,8 @@ class CostFile:
     """The costs for one set of circumstances. Never raises for what is or is not on the disk."""
 
     def __init__(self, cache: Path, circumstances: Mapping[str, str]) -> None:
+        self.profiled = StepCosts(0.0, 0.0)
+        """As measured; of nothing until :meth:`restore` has found them, or whoever measured them has said so."""
         self._circumstances = dict(circumstances)
         key = hashlib.sha256(json.dumps(self._circumstances, sort_keys=True).encode()).hexdigest()[:32]
         self.path = cache / f"costs-{key}.json"
@@ -58,7 +66,12 @@ class CostFile:
         try:
             if not self.path.exists():
                 return False
-            model.restore(self._read())
+            found = self._read()
+            profiled = found.get(_PROFILED)
+            if not isinstance(profiled, dict):
+                raise ConfigError(f"{_PROFILED}: got {profiled!r}, allowed: an object")
+            self.profiled = read_costs(profiled)
+            model.restore(found)
         except (OSError, ValueError, ArithmeticError, RecursionError, ConfigError) as error:  # no JSON, no text, no seconds
             logger.warning("%s is not used, the costs of steps are measured: %s", self.path, error)
             return False
@@ -76,7 +89,8 @@ class CostFile:
         """Write the file, whole or not at all. Costs of nothing (a clock that stands still) are not worth keeping."""
         if max(model.costs.base_s, model.costs.token_s) <= MIN_SECONDS:
             return
-        text = json.dumps({"circumstances": self._circumstances, **model.to_json()}, indent=1) + "\n"
+        kept = {"circumstances": self._circumstances, **model.to_json(), _PROFILED: dataclasses.asdict(self.profiled)}
+        text = json.dumps(kept, indent=1) + "\n"
         made: Path | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -103,11 +103,11 @@ def load_engine(
     num_tokens = max(1, min(limits.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
     params = SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
-    engine.cost_file = CostFile(cache_directory(), circumstances(manifest, widest, num_threads))
-    find_costs(engine, engine.cost_file, num_tokens, clock)
+    costs = CostFile(cache_directory(), circumstances(manifest, widest, num_threads))
+    find_costs(engine, costs, num_tokens, clock)
     if widest != config:
-        choose_limits(config, engine)
-    log_costs(config, cost_model)
+        choose_limits(config, engine, costs.profiled)
+    log_costs(config, cost_model, costs.profiled)
     # Nothing of the warm-up stays: a policy that learns would take it for traffic.
     starvation_s = config.mlfq_starvation_ms / 1e3
     scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy, starvation_s=starvation_s)

@@ -12,7 +12,7 @@ from fastserve.core.events import Event, Failed
 from fastserve.core.policy import AUTOMATIC
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.sequence import SequenceStatus
-from fastserve.core.step_work import StepWork
+from fastserve.core.step_work import StepCosts, StepWork
 from fastserve.engine.cost_file import CostFile
 from fastserve.engine.engine import Engine
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID
@@ -32,10 +32,13 @@ _FAR = 2048
 
 def find_costs(engine: Engine, file: CostFile, num_tokens: int, clock: Callable[[], float]) -> None:
     """Let the engine's cost model start from what an earlier engine learned, else from measurements made now, of steps of up to
-    ``num_tokens`` tokens; they are kept in ``file``. The engine must be warm and without requests."""
+    ``num_tokens`` tokens; they are kept in ``file``, which is the engine's from now on. The engine must be warm and without
+    requests."""
     if not file.restore(engine.cost_model):
         _profile(engine, num_tokens, clock)
+        file.profiled = engine.cost_model.costs
         file.keep(engine.cost_model)
+    engine.cost_file = file
     engine.bound_chunks()
 
 
@@ -91,8 +94,8 @@ def _pretend(engine: Engine, context: int) -> None:
         scheduler.holders[sequence] = None
 
 
-def log_costs(config: EngineConfig, model: CostModel) -> None:
-    """What a step costs, which policy that speaks for, and which limits would suit it."""
+def log_costs(config: EngineConfig, model: CostModel, profiled: StepCosts) -> None:
+    """What a step costs, which policy that speaks for, and which limits would suit what it cost when it was ``profiled``."""
     costs, sequences = model.costs, model.max_num_seqs
     share = costs.base_s / model.step_seconds(StepWork(sequences, sequences))
     bound = "memory bound" if share > 0.5 else "compute bound"
@@ -115,13 +118,13 @@ def log_costs(config: EngineConfig, model: CostModel) -> None:
             AUTOMATIC,
             bound,
         )
-    fitting = suitable_limits(costs)
+    fitting = suitable_limits(profiled)
     logger.info("batches of %d sequences and %d tokens suit these costs", fitting.max_num_seqs, fitting.max_batched_tokens)
 
 
-def choose_limits(config: EngineConfig, engine: Engine) -> None:
-    """Give the engine the limits that suit what its steps cost, in place of those that are 0 in ``config``."""
-    costs = engine.cost_model.costs
+def choose_limits(config: EngineConfig, engine: Engine, costs: StepCosts) -> None:
+    """Give the engine the limits that suit ``costs``, in place of those that are 0 in ``config``. Costs that were profiled: those
+    learned from traffic differ from start to start, and so would the limits."""
     limits = fill_in(config.max_num_seqs, config.max_batched_tokens, suitable_limits(costs))
     engine.scheduler.limits = limits
     engine.cost_model.limit(max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
