@@ -26,11 +26,11 @@ from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.plan import SampledToken
-from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 
 RUNNING, WAITING = 256, (10_000, 100_000)

@@ -17,11 +17,11 @@ from fastserve.core.cost_model import CostModel
 from fastserve.core.encoder_scheduler import EncoderScheduler
 from fastserve.core.encoding import EncodingRequest, TokenSequence
 from fastserve.core.events import Aborted, Encoded, Event, Failed, PromptLogprobs, TokenEvent, is_ending
-from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 from fastserve.core.swapper import Swapper, Tier
 from fastserve.engine.encoder_engine import EncoderEngine

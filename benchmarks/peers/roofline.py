@@ -33,11 +33,11 @@ from fastserve.config import EngineConfig, parse_config
 from fastserve.core.admission import QueueLimits
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
-from fastserve.core.planner import StepLimits
 from fastserve.core.policy import make_policy
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 from fastserve.manifest import ModelManifest
 from fastserve.tools.model_config import parameters_of_version

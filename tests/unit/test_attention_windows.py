@@ -8,7 +8,7 @@ import pytest
 
 from fastserve.core.attention_windows import EVERYTHING, AttentionWindows, pairs_of
 from fastserve.core.cost_model import CostModel
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts, StepWork, chunk_work
 from tests.doubles import make_engine, make_request
 from tests.unit.test_scheduler import make_scheduler, step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastserve.core.batch_limits import fill_in, suitable_limits
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 
 

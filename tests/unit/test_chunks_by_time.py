@@ -7,6 +7,7 @@ import random
 import pytest
 
 from fastserve.core.attention_windows import EVERYTHING, pairs_of
+from fastserve.core.step_limits import LEAST_TOKENS
 from tests.doubles import FakeClock, collect, make_engine, make_request
 from tests.unit.test_scheduler import chunks, make_scheduler, step
 
@@ -83,6 +84,15 @@ def test_however_dear_contexts_are_the_most_urgent_prompt_gets_on_by_a_block(pri
     scheduler.add(make_request(3, range(100)), 0.0)
     assert chunks(step(scheduler)[0])[:2] == [(1, 1, True), (2, 4, False)]
     assert [size for _, size in chunks_of(scheduler, 2)[:-1]] == [4] * 23
+
+
+@pytest.mark.parametrize(("block_size", "least"), [(16, LEAST_TOKENS), (256, LEAST_TOKENS), (8, 8)])
+def test_large_blocks_do_not_make_late_chunks_longer(block_size, least):
+    scheduler = make_roomy_scheduler(100.0, block_size=block_size)
+    scheduler.add(make_request(1, [1], max_tokens=1000), 0.0)
+    step(scheduler)
+    scheduler.add(make_request(2, range(300)), 0.0)
+    assert {size for _, size in chunks_of(scheduler, 2)[:-1]} == {least}
 
 
 def test_prompts_share_the_time_in_their_order():

@@ -6,7 +6,7 @@ import pytest
 
 from fastserve.core.encoder_scheduler import EncoderScheduler, padded_length
 from fastserve.core.events import Encoded, Failed
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.errors import QueueFull, StepFailed
 from tests.doubles import make_encoding
 

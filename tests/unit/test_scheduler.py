@@ -9,12 +9,12 @@ from fastserve.core.attention_windows import EVERYTHING
 from fastserve.core.block_pool import BlockPool
 from fastserve.core.invariants import violations
 from fastserve.core.plan import SampledToken
-from fastserve.core.planner import StepLimits
 from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import FinishReason
 from fastserve.core.scheduler import Scheduler
 from fastserve.core.sequence import SequenceStatus
+from fastserve.core.step_limits import StepLimits
 from fastserve.errors import InvalidRequest, QueueFull, RequestTooLong, StepFailed
 from tests.doubles import collect, make_request
 

@@ -12,7 +12,7 @@ import pytest
 from fastserve.config import EngineConfig
 from fastserve.core.batch_limits import suitable_limits
 from fastserve.core.cost_model import CostModel
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts, StepWork
 from fastserve.engine.cost_file import CostFile
 from fastserve.engine.step_costs import choose_limits, find_costs, log_costs

@@ -6,8 +6,8 @@ import pytest
 
 from fastserve.core.invariants import violations
 from fastserve.core.plan import StepPlan
-from fastserve.core.planner import StepLimits
 from fastserve.core.sequence import SequenceStatus
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.swapper import Tier, TransferEnded
 from fastserve.errors import DeadlineExceeded, StepFailed
 from tests.doubles import FakeClock, collect, make_engine, make_request, run_to_end

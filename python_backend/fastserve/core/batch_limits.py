@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from fastserve.core.cost_model import MIN_SECONDS
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 
 _SEQUENCES = 4

@@ -24,7 +24,7 @@ from typing import Any
 from fastserve.core.admission import Deadlines, check_queue
 from fastserve.core.encoding import EncodingRequest, TokenSequence
 from fastserve.core.events import Encoded, Event, Failed
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.errors import FastServeError
 
 ONE_LANE = 0

@@ -7,8 +7,8 @@ The rules, in the order of the policy:
 2. Every sequence that only needs its next token (decode) gets it; prefill chunks share what is left of
    ``max_batched_tokens``. While the pool has room, a long prompt therefore never stalls running decodes (chunked prefill:
    Agrawal et al., 2023). Beside decodes that is a share of time, what those tokens would take without a context: a chunk is cut
-   until it takes no longer with the prompt before it, but for one block of the most urgent prompt, as far as tokens are left
-   for it.
+   until it takes no longer with the prompt before it, but for a few tokens of the most urgent prompt (``LEAST_TOKENS``), as
+   far as tokens are left for it.
 3. A sequence short of blocks takes them from beams that rest (``beam_search.py``), then from the least urgent sequences that
    hold any, never from a more urgent one. The most urgent always proceeds: what could not fit alone was refused on arrival.
 4. Who gives way is swapped out while a tier below the pool has room, else computed again. Where transfers run beside the
@@ -22,59 +22,21 @@ but when nobody holds them they count as taken like new ones.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from fastserve.core.attention_windows import EVERYTHING, AttentionWindows
 from fastserve.core.candidate import Candidate, PlannedReferences
 from fastserve.core.plan import Chunk, StepPlan
 from fastserve.core.policy import Policy
 from fastserve.core.pool_room import Held, PoolRoom
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.sequence import Sequence, SequenceStatus
+from fastserve.core.step_limits import PrefillBudget, StepLimits
 from fastserve.core.swap_choice import Movable, Room, choose_swaps, next_schedule_times
 from fastserve.core.swapper import Swapper, first_tier
 
 PROMPT_ROWS = 64
 """Rows of logits that one iteration computes for the log-probabilities of prompts: a row is as wide as the vocabulary."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StepLimits:
-    """The budgets of one iteration."""
-
-    max_num_seqs: int
-    max_batched_tokens: int
-    pair_tokens: float = 0.0
-    """What it costs that a token attends to a position, in tokens; 0: nothing, chunks are bounded by tokens alone."""
-    windows: AttentionWindows = EVERYTHING
-    """Of the model's layers: they say how many positions that are."""
-
-
-class _PrefillBudget:
-    """What the chunks of prompts in an iteration may cost together, in tokens without a context (rule 2)."""
-
-    def __init__(self, limits: StepLimits, decodes: int, block_size: int) -> None:
-        """``decodes``: how many sequences get their next token in the same iteration, and would wait for a longer one."""
-        self._left: float = limits.max_batched_tokens - decodes
-        self._pair_tokens = limits.pair_tokens if decodes else 0.0
-        self._windows = limits.windows
-        self._least = block_size
-
-    def longest(self, candidate: Candidate) -> int:
-        """Tokens of the candidate that may be computed."""
-        longest = int(self._left)
-        if self._pair_tokens:
-            longest = min(longest, max(self._windows.most_tokens(self._left, candidate.start, self._pair_tokens), self._least))
-        return min(candidate.uncomputed, longest)
-
-    def spend(self, candidate: Candidate, num_tokens: int) -> None:
-        """A chunk of ``num_tokens`` tokens is planned."""
-        pairs = self._windows.pairs(candidate.start, num_tokens)
-        self._left = max(0.0, self._left - num_tokens - self._pair_tokens * pairs)
-        if num_tokens:
-            self._least = 0
 
 
 class Planner:
@@ -104,7 +66,7 @@ class Planner:
     def plan(self) -> StepPlan:
         selected = self._select()
         decodes = sum(1 for candidate in selected if candidate.is_decode)
-        prefills = _PrefillBudget(self._limits, decodes, self._pool.block_size)
+        prefills = PrefillBudget(self._limits, decodes, self._pool.block_size)
         chunks: list[Chunk] = []
         for candidate in selected:
             sequence = candidate.sequence

@@ -7,13 +7,14 @@ from collections.abc import Sequence as Items
 from fastserve.core.admission import Deadlines, Queue, QueueLimits
 from fastserve.core.beam_search import BeamSearch, blocks_together
 from fastserve.core.plan import StepPlan
-from fastserve.core.planner import Planner, StepLimits
+from fastserve.core.planner import Planner
 from fastserve.core.policy import Policy, PriorityClasses
 from fastserve.core.pool_room import Held
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request
 from fastserve.core.reservation import Reservation
 from fastserve.core.sequence import Sequence, SequenceStatus
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.swapper import Swapper, Transfer, TransferEnded
 from fastserve.errors import InvalidRequest, RequestTooLong, UnsupportedFeature
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastserve.config import EncoderConfig
 from fastserve.core.encoder_scheduler import EncoderScheduler
 from fastserve.core.encoding import EncodingRequest, TokenSequence
-from fastserve.core.planner import StepLimits
+from fastserve.core.step_limits import StepLimits
 from fastserve.engine.encoder_engine import EncoderEngine
 from fastserve.engine.instances import num_threads_of, shares_weights
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up

@@ -12,12 +12,12 @@ from fastserve.core.block_pool import BlockPool
 from fastserve.core.cost_model import CostModel
 from fastserve.core.events import TokenEvent
 from fastserve.core.plan import SampledToken, StepPlan
-from fastserve.core.planner import StepLimits
 from fastserve.core.policy import Policy, make_policy
 from fastserve.core.policy.srpt_oracle import ShortestRemainingFirst
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 from fastserve.core.swapper import Swapper, Tier
 from fastserve.core.transfers import Transfers
