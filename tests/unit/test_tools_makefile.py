@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -115,6 +116,14 @@ def test_an_edited_kernel_rebuilds_the_library_only_and_without_the_network(clon
     os.utime(clone.kernel, (later, later))
     assert clone.setup().returncode == 0
     assert clone.installs[1:] == ["-m pip install --disable-pip-version-check --no-deps --no-build-isolation -e ."]
+
+
+def test_every_benchmark_has_a_target_and_make_lists_it(clone: Clone) -> None:
+    text = MAKEFILE.read_text()
+    scripts = {path.name for path in (MAKEFILE.parent / "benchmarks").glob("bench_*.py")}
+    assert len(scripts) > 15 and {script for script in scripts if f"benchmarks/{script}" not in text} == set()
+    listed = clone.make("help").stdout
+    assert [name for name in re.findall(r"^(bench[\w-]*):", text, re.MULTILINE) if f"make {name} " not in listed] == []
 
 
 def test_a_models_name_may_hold_any_sign(clone: Clone) -> None:
