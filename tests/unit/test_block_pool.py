@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastserve.core.block_pool import BlockPool
+from fastserve.core.block_pool import WHOLE_PREFIXES, BlockPool
 
 
 def test_every_block_is_handed_out_once_and_comes_back():
@@ -55,6 +55,30 @@ def test_a_released_block_with_contents_is_free_and_can_still_be_found():
     pool = registered_pool()
     assert (pool.num_free, pool.num_cached, pool.num_used) == (4, 4, 0)
     assert [pool.find(b"%d" % block) for block in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_prefix_is_found_up_to_the_first_block_that_is_not_there():
+    pool = registered_pool()
+    assert pool.find_prefix([b"0", b"1", b"2"]) == (0, 1, 2)
+    assert pool.find_prefix([b"0", b"other", b"3"]) == (0,)
+    assert pool.find_prefix([b"other", b"1"]) == pool.find_prefix([]) == ()
+
+
+def test_a_prefix_that_was_found_is_not_found_again_when_a_block_of_it_is_gone():
+    pool = registered_pool()
+    assert pool.find_prefix([b"2", b"0", b"3"]) == (2, 0, 3)
+    assert pool.allocate(1) == [0]
+    assert pool.find_prefix([b"2", b"0", b"3"]) == (2,)
+    pool.register(0, b"0")
+    assert pool.find_prefix([b"2", b"0", b"3"]) == (2, 0, 3)
+    pool.forget()
+    assert pool.find_prefix([b"2", b"0", b"3"]) == ()
+
+
+def test_few_prefixes_are_kept_and_all_are_found():
+    pool = registered_pool(2 * WHOLE_PREFIXES)
+    for _ in range(2):
+        assert all(pool.find_prefix([b"%d" % block]) == (block,) for block in range(2 * WHOLE_PREFIXES))
 
 
 def test_the_longest_idle_block_is_evicted_first_and_forgotten():

@@ -15,8 +15,12 @@ digest is given by ``core/prefix_cache.py`` and stands for all that a block hold
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, MutableMapping, Sequence
+
+WHOLE_PREFIXES = 1024
+"""Prefixes that are found again at once: prompts that come up again and again, and whoever waits to be let in."""
 
 
 class BlockPool:
@@ -33,6 +37,7 @@ class BlockPool:
         self._ref_counts = [0] * num_blocks
         self._blocks: dict[bytes, int] = {}  # by digest
         self._digests: dict[int, bytes] = {}  # by block; the inverse of _blocks
+        self._whole: dict[bytes, tuple[int, ...]] = {}  # prefixes found since a digest was last forgotten, by their last digest
 
     @property
     def num_free(self) -> int:
@@ -69,6 +74,7 @@ class BlockPool:
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
         del self._blocks[self._digests.pop(block)]
+        self._whole.clear()
         return block
 
     def share(self, blocks: Iterable[int]) -> None:
@@ -107,15 +113,20 @@ class BlockPool:
         """The block with these contents."""
         return self._blocks.get(digest)
 
-    def find_prefix(self, digests: Iterable[bytes]) -> list[int]:
-        """The blocks with these contents, up to the first that is not there."""
-        known, found = self._blocks, list[int]()
-        try:
-            for digest in digests:
-                found.append(known[digest])
-        except KeyError:
-            pass
-        return found
+    def find_prefix(self, digests: Sequence[bytes]) -> tuple[int, ...]:
+        """The blocks with these contents, up to the first that is not there. ``digests``: each stands for all before it, too."""
+        known = self._blocks
+        if not digests or digests[0] not in known:
+            return ()
+        if (whole := self._whole.get(digests[-1])) is None:
+            try:  # no line of Python for each block
+                whole = tuple(map(known.__getitem__, digests))
+            except KeyError:
+                return tuple(map(known.__getitem__, itertools.takewhile(known.__contains__, digests)))
+            if len(self._whole) == WHOLE_PREFIXES:
+                self._whole.clear()
+            self._whole[digests[-1]] = whole
+        return whole
 
     def digest(self, block: int) -> bytes | None:
         """What a block can be found by; None when it cannot."""
@@ -127,6 +138,7 @@ class BlockPool:
         self._cached.clear()
         self._blocks.clear()
         self._digests.clear()
+        self._whole.clear()
 
     def ref_count(self, block: int) -> int:
         """How many block tables it stands in."""
@@ -137,10 +149,16 @@ class BlockPool:
         counts = self._ref_counts
         return [block for block in blocks if not counts[block]]
 
-    def last_held(self, blocks: Iterable[int], dropped: Mapping[int, int]) -> list[int]:
-        """Those that have no reference when so many of each are dropped."""
-        counts = self._ref_counts
-        return [block for block in blocks if dropped[block] == counts[block]]
+    def last_held(self, blocks: Iterable[int], dropped: MutableMapping[int, int]) -> list[int]:
+        """Drop a reference to each, in thought: those that have none left then. ``dropped``: such references, by block; these are
+        added."""
+        counts, get = self._ref_counts, dropped.get
+        freed = list[int]()
+        for block in blocks:
+            dropped[block] = number = get(block, 0) + 1
+            if number == counts[block]:
+                freed.append(block)
+        return freed
 
     def ref_counts(self) -> tuple[int, ...]:
         """A snapshot, by block id."""

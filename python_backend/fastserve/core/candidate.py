@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection
 
 from fastserve.core.block_pool import BlockPool
@@ -27,11 +26,6 @@ class Candidate:
     idle: tuple[int, ...] = ()
     """Those of ``cached`` that nobody held before the plan."""
 
-    @property
-    def takes_nothing(self) -> bool:
-        """Whether it needs no block but its own, which is so of most decodes."""
-        return not self.new_blocks and not self.cached
-
 
 class PlannedReferences:
     """The references to blocks that there will be when what is planned so far is done. Who takes over blocks keeps them: nobody
@@ -39,26 +33,30 @@ class PlannedReferences:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._dropped: Counter[int] = Counter()  # references, by block
+        self._dropped: dict[int, int] = {}  # references, by block
         self._kept: set[int] = set()  # blocks with references that the plan adds
-        self._freed: set[int] = set()  # blocks that were held, and nobody holds now
+        self._freed: set[int] = set()  # blocks that were held, nobody holds now, and can be found
 
     def is_shared(self, block: int) -> bool:
         """Whether one that is held has more than one holder."""
-        return block in self._kept or self._pool.ref_count(block) - self._dropped[block] > 1
+        return block in self._kept or self._pool.ref_count(block) - self._dropped.get(block, 0) > 1
 
     def drop(self, blocks: Collection[int]) -> int:
         """Drop one to each; how many blocks have none left."""
-        self._dropped.update(blocks)
-        freed = [block for block in self._pool.last_held(blocks, self._dropped) if block not in self._kept]
-        self._freed.update(freed)
-        return len(freed)
+        freed = 0
+        for block in self._pool.last_held(blocks, self._dropped):
+            if block not in self._kept:
+                freed += 1
+                if self._pool.digest(block) is not None:
+                    self._freed.add(block)
+        return freed
 
     def take_over(self, candidate: Candidate) -> None:
         """Add one to each of its cached blocks."""
         if candidate.cached:
             self._kept.update(candidate.cached)
-            self._freed.difference_update(candidate.cached)
+            if self._freed:
+                self._freed.difference_update(candidate.cached)
 
     def num_idle(self, candidate: Candidate) -> int:
         """How many of its cached blocks nobody holds at this point of the plan."""

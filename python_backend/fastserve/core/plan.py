@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
         """The tokens of the chunk, counted from its first, after which the log-probabilities of the prompt's next token are
         wanted."""
         sequence, start = self.sequence, self.start
-        if sequence.request.params.prompt_logprobs is None or sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
+        if sequence.num_prompt_logprobs_known == sequence.num_prompt_logprobs:
             return NO_ROWS
         first = max(start, sequence.num_prompt_logprobs_known)
         end = min(start + self.num_tokens, sequence.num_prompt_logprobs)

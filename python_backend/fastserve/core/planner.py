@@ -47,12 +47,14 @@ class Planner:
         self._limits = limits
         self._cache = cache
         self._pool = cache.pool
+        self._block_size = cache.pool.block_size
         self._swapper = swapper
         self._policy = policy
         self._now = now
         self._free = self._pool.num_free  # and not promised
         self._leaving = swapper.num_leaving if swapper.in_flight else 0  # blocks that come free later, and are not promised
         self._room = swapper.room()
+        self._tiers = any(self._room.values())  # whether anything may be swapped out
         self._prompt_rows = PROMPT_ROWS
         self._references = PlannedReferences(self._pool)
         self._preempted: dict[Sequence, None] = {}
@@ -68,19 +70,21 @@ class Planner:
         decodes = sum(1 for candidate in selected if candidate.is_decode)
         prefills = PrefillBudget(self._limits, decodes, self._pool.block_size)
         chunks: list[Chunk] = []
+        places = self._limits.max_num_seqs
         for candidate in selected:
             sequence = candidate.sequence
-            if len(chunks) == self._limits.max_num_seqs or sequence in self._preempted or sequence in self._swapped_out:
+            if len(chunks) == places or sequence in self._preempted or sequence in self._swapped_out:
                 break  # everything less urgent has given way too
             self._passed.add(sequence)
             if sequence.status is SequenceStatus.SWAPPED and not self._bring_in(candidate):
                 continue
             wanted = 1 if candidate.is_decode else min(prefills.longest(candidate), self._row_limit(candidate))
-            num_tokens = wanted if candidate.takes_nothing else self._take_blocks(candidate, wanted)
+            num_tokens = self._take_blocks(candidate, wanted) if candidate.new_blocks or candidate.cached else wanted
             if num_tokens > 0:
                 reaches_end = num_tokens == candidate.uncomputed
                 chunks.append(chunk := Chunk(sequence, num_tokens, reaches_end, candidate.start, candidate.cached))
-                self._prompt_rows -= len(chunk.prompt_rows)
+                if sequence.num_prompt_logprobs:
+                    self._prompt_rows -= len(chunk.prompt_rows)
             if num_tokens < wanted and not (self._swapped_out or self._swapped_in or self._swapper.in_flight):
                 break  # only more urgent sequences hold blocks now
             if not candidate.is_decode:
@@ -94,7 +98,7 @@ class Planner:
         moment later. Room is what more urgent sequences do not hold: the others would give way (rule 3)."""
         selected: list[Candidate] = []
         room = PoolRoom(self._pool, len(self._holders))
-        places = self._limits.max_num_seqs
+        places, most_pending = self._limits.max_num_seqs, self._limits.max_batched_tokens
         promised = pending_tokens = 0
         for sequence in self._policy.ordered(self._now):
             if places == 0:
@@ -106,7 +110,7 @@ class Planner:
             arriving = self._swapper.arriving(sequence) if swapped else ()
             if not (sequence.block_table or arriving) and selected:
                 fits = room.fits(candidate.new_blocks + promised + len(selected), candidate)
-                if not fits or pending_tokens >= self._limits.max_batched_tokens:
+                if not fits or pending_tokens >= most_pending:
                     return selected + self._other_holders(selected, places)
             promised += candidate.new_blocks
             room.add(candidate, arriving)
@@ -116,21 +120,19 @@ class Planner:
         return selected
 
     def _candidate(self, sequence: Sequence) -> Candidate:
-        start, num_tokens, block_size = sequence.num_computed, sequence.num_tokens, self._pool.block_size
-        cached: tuple[int, ...] = ()
-        shared = swapped = False
+        start, num_tokens = sequence.num_computed, sequence.num_tokens
+        num_blocks = -(-num_tokens // self._block_size)
         if sequence.block_table:
-            num_held = len(sequence.block_table)
-            shared = self._references.shared_write(sequence) is not None
-        elif swapped := sequence.status is SequenceStatus.SWAPPED:
+            uncomputed, num_held = num_tokens - start, len(sequence.block_table)
+            new_blocks = max(0, num_blocks - num_held) + (self._references.shared_write(sequence) is not None)
+            return Candidate(sequence, start, uncomputed, num_held, new_blocks, uncomputed == 1)
+        if sequence.status is SequenceStatus.SWAPPED:
             num_held = len(self._swapper.arriving(sequence))
-        else:
-            cached, start = self._cache.match(sequence)
-            num_held = len(cached)
-        new_blocks = max(0, -(-num_tokens // block_size) - num_held) + shared
-        uncomputed = num_tokens - start
+            return Candidate(sequence, start, num_tokens - start, num_held, max(0, num_blocks - num_held), is_decode=False)
+        cached, start = self._cache.match(sequence)
+        uncomputed, num_held = num_tokens - start, len(cached)
         idle = tuple(self._pool.idle(cached)) if cached and self._pool.num_cached else ()
-        return Candidate(sequence, start, uncomputed, num_held, new_blocks, uncomputed == 1 and not swapped, cached, idle)
+        return Candidate(sequence, start, uncomputed, num_held, num_blocks - num_held, uncomputed == 1, cached, idle)
 
     def _other_holders(self, selected: list[Candidate], count: int) -> list[Candidate]:
         """The ``count`` most urgent holders of blocks that are not selected, the most urgent first."""
@@ -164,13 +166,13 @@ class Planner:
         references = self._references
         if missing > self._free:
             spare = self._free - references.num_idle(candidate) - (references.shared_write(candidate.sequence) is not None)
-            num_slots = (candidate.num_held + spare) * self._pool.block_size
+            num_slots = (candidate.num_held + spare) * self._block_size
             num_tokens = max(0, min(num_tokens, num_slots - candidate.start))
         self._promise(missing)
-        if num_tokens:
+        if num_tokens and candidate.cached:
             references.take_over(candidate)
-            if (shared := references.shared_write(candidate.sequence)) is not None:
-                self._free += references.drop([shared])
+        elif num_tokens and (shared := references.shared_write(candidate.sequence)) is not None:
+            self._free += references.drop([shared])
         return num_tokens
 
     def _least_urgent_holders(self) -> Iterator[Sequence]:
@@ -184,9 +186,11 @@ class Planner:
 
     def _promise(self, num_blocks: int) -> None:
         """Nobody less urgent gets these: those that are free, and those that come free."""
-        late = max(0, num_blocks - self._free)
-        self._free -= num_blocks - late
-        self._leaving = max(0, self._leaving - late)
+        if num_blocks <= self._free:
+            self._free -= num_blocks
+            return
+        self._leaving = max(0, self._leaving - (num_blocks - self._free))
+        self._free = 0
 
     def _make_way(self, *, for_swapped: bool = False) -> bool:
         """The least urgent sequence gives up its blocks. False when none may: all that hold blocks are more urgent, or others
@@ -201,7 +205,7 @@ class Planner:
         if for_swapped and self._swapper.stays(victim):
             self._victims = itertools.chain([victim], self._victims)
             return False
-        swapped = self._swap_out(victim)
+        swapped = self._tiers and self._swap_out(victim)
         if swapped and self._swapper.proactive:
             self._leaving += sum(not self._references.is_shared(block) for block in victim.block_table)
         else:
@@ -212,7 +216,7 @@ class Planner:
 
     def _swap_out(self, sequence: Sequence) -> bool:
         """Whether a tier has room for it. Beams take over each other's blocks: those that give way are computed again."""
-        if sequence.search is not None or not any(self._room.values()):
+        if sequence.search is not None:
             return False
         num_blocks = self._pool.blocks_for(sequence.num_computed)
         tier = first_tier(self._room, num_blocks)
@@ -229,7 +233,7 @@ class Planner:
         if not swapper.proactive or swapper.in_flight or begun or self._crowded:
             return
         room = Room(self._free, self._leaving, swapper.pace.reserve(len(running)))
-        if not swapper.stored and (room.free >= room.reserve or not any(self._room.values())):
+        if not swapper.stored and (room.free >= room.reserve or not self._tiers):
             return
         resident = [each for each in self._holders if not (each in running or each.search or swapper.stays(each))]
         sizes = {sequence: len(sequence.block_table) for sequence in resident}
@@ -255,8 +259,9 @@ class Planner:
     def _blocks_missing(self, candidate: Candidate, num_tokens: int) -> int:
         """Free blocks that the sequence takes to compute ``num_tokens`` tokens: new ones, a copy of a shared one among them, and
         cached ones that nobody holds."""
+        missing = max(0, -(-(candidate.start + num_tokens) // self._block_size) - candidate.num_held)
         if not num_tokens:
-            return self._pool.blocks_missing(candidate.num_held, candidate.start)
-        missing = self._pool.blocks_missing(candidate.num_held, candidate.start + num_tokens)
-        shared = self._references.shared_write(candidate.sequence) is not None
-        return missing + shared + self._references.num_idle(candidate)
+            return missing
+        if candidate.cached:  # what follows them is written to new ones
+            return missing + self._references.num_idle(candidate)
+        return missing + (self._references.shared_write(candidate.sequence) is not None)

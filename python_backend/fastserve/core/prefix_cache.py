@@ -67,9 +67,10 @@ class PrefixCache:
         known, wanted = sequence.num_prompt_logprobs_known, sequence.num_prompt_logprobs
         number = (num_tokens if known == wanted else known) // size
         digests = sequence.block_digests
-        self._complete(sequence, number)
+        if len(digests) < number:
+            self._complete(sequence, number)
         blocks = self.pool.find_prefix(digests if len(digests) == number else digests[:number])
-        return CachedPrefix(tuple(blocks), min(len(blocks) * size, num_tokens - 1)) if blocks else NOTHING
+        return CachedPrefix(blocks, min(len(blocks) * size, num_tokens - 1)) if blocks else NOTHING
 
     def register(self, sequence: Sequence, start: int) -> None:
         """Make the blocks findable that became full since ``start`` tokens were computed. Only of a run that succeeded."""

@@ -48,7 +48,9 @@ class Sequence:
         "num_computed",
         "num_preemptions",
         "num_prompt_cached",
+        "num_prompt_logprobs",
         "num_prompt_logprobs_known",
+        "num_prompt_tokens",
         "output_token_ids",
         "request",
         "search",
@@ -62,6 +64,10 @@ class Sequence:
         self.request = request
         self.index = index
         self.output_token_ids: list[int] = []
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        wanted = index == 0 and request.params.prompt_logprobs is not None
+        self.num_prompt_logprobs = self.num_prompt_tokens - 1 if wanted else 0
+        """Tokens of the prompt whose log-probabilities are wanted of this answer: none, or all but the first."""
         self.num_prompt_logprobs_known = 0  # of num_prompt_logprobs; a preempted sequence keeps them
         self.num_computed = 0
         self.num_cached = 0
@@ -79,7 +85,7 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.request.prompt_token_ids) + len(self.output_token_ids)
+        return self.num_prompt_tokens + len(self.output_token_ids)
 
     @property
     def num_uncomputed(self) -> int:
@@ -90,12 +96,6 @@ class Sequence:
     def rests(self) -> bool:
         """Whether there is nothing to compute until other beams are where this one is."""
         return self.candidates is not None
-
-    @property
-    def num_prompt_logprobs(self) -> int:
-        """Tokens of the prompt whose log-probabilities are wanted of this answer: none, or all but the first."""
-        wanted = self.index == 0 and self.request.params.prompt_logprobs is not None
-        return len(self.request.prompt_token_ids) - 1 if wanted else 0
 
     def others_to_begin(self) -> list[Sequence]:
         """The request's other answers, when they begin with the next token of this one; else none."""

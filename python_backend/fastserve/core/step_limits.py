@@ -35,6 +35,8 @@ class PrefillBudget:
 
     def longest(self, candidate: Candidate) -> int:
         """Tokens of the candidate that may be computed."""
+        if self._cost(candidate, candidate.uncomputed) <= self._left:
+            return candidate.uncomputed
         longest = int(self._left)
         if self._pair_tokens:
             longest = min(longest, max(self._windows.most_tokens(self._left, candidate.start, self._pair_tokens), self._least))
@@ -42,7 +44,9 @@ class PrefillBudget:
 
     def spend(self, candidate: Candidate, num_tokens: int) -> None:
         """A chunk of ``num_tokens`` tokens is planned."""
-        pairs = self._windows.pairs(candidate.start, num_tokens)
-        self._left = max(0.0, self._left - num_tokens - self._pair_tokens * pairs)
+        self._left = max(0.0, self._left - self._cost(candidate, num_tokens))
         if num_tokens:
             self._least = 0
+
+    def _cost(self, candidate: Candidate, num_tokens: int) -> float:
+        return num_tokens + self._pair_tokens * self._windows.pairs(candidate.start, num_tokens)
