@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
-from fastserve.config import TASK_PARAMETER, EncoderConfig, EngineConfig
+from fastserve.config import TASK_PARAMETER, EncoderConfig, EngineConfig, parse_config
+from fastserve.export.text_format import Message
 from fastserve.manifest import CPU, CUDA
 from fastserve.triton.encoder_io import DEFAULT_MAX_BATCH_SIZE, encoder_inputs, encoder_outputs
 from fastserve.triton.generation_io import TEXT_GENERATION_INPUTS, TEXT_GENERATION_OUTPUTS
 from fastserve.triton.tensor_io import TensorIO
 
-_HEAD = ("# Written by `fastserve export`; yours to edit.", 'backend: "fastserve"')
+_BACKEND = "fastserve"
+_HEAD = ("# Written by `fastserve export`; yours to edit.", f'backend: "{_BACKEND}"')
 _INSTANCES = "instance_group [ { kind: KIND_CPU count: 1 } ]"
 _GPU_INSTANCES = "instance_group [ { kind: KIND_GPU count: 1 gpus: [ 0 ] } ]"
 _GPU_SETTINGS: Mapping[str, tuple[object, str]] = {
@@ -33,19 +34,24 @@ _INT8_SETTINGS: Mapping[str, tuple[object, str]] = {
 """Likewise of a model in int8 for CPUs."""
 
 
-_PARAMETER = re.compile(r'key:\s*"(\w+)"[\s,;]*value\s*:?\s*\{\s*string_value\s*:\s*"([^"]*)"')
-
-
 def kv_cache_dtype_of(device: str, dtype: str) -> str:
     """The element type of the KV cache that :func:`render_config_pbtxt` asks for."""
     return str(_settings(device, dtype).get("kv_cache_dtype", (EngineConfig().kv_cache_dtype, ""))[0])
 
 
-def kv_cache_dtype_in(text: str) -> str:
-    """What a config.pbtxt asks for."""
-    stated = "\n".join(line.partition("#")[0] for line in text.splitlines())
-    found: dict[str, str] = dict(_PARAMETER.findall(stated))
-    return found.get("kv_cache_dtype", EngineConfig().kv_cache_dtype)
+def kv_cache_dtype_in(config: Message) -> str:
+    """What a config.pbtxt asks for. Raises ConfigError for what is no type of a cache."""
+    entries = [entry for entry in config.messages("parameters") if entry.texts("key")[-1:] == ["kv_cache_dtype"]]
+    values = entries[-1].messages("value") if entries else []
+    if not values:
+        return EngineConfig().kv_cache_dtype
+    stated = "".join(values[-1].texts("string_value")[-1:])  # of what stands twice, the last counts
+    return parse_config(EngineConfig, {"kv_cache_dtype": stated}).kv_cache_dtype
+
+
+def is_ours(config: Message) -> bool:
+    """Whether a config.pbtxt is of a model for our backend."""
+    return config.texts("backend")[-1:] == [_BACKEND]
 
 
 def is_as_rendered(text: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastserve.errors import ToolError
-from fastserve.export.config_pbtxt import is_as_rendered, kv_cache_dtype_in, kv_cache_dtype_of, render_config_pbtxt
+from fastserve.export.config_pbtxt import is_as_rendered, is_ours, kv_cache_dtype_in, kv_cache_dtype_of, render_config_pbtxt
 from fastserve.export.options import CONFIG_FILE, ExportOptions
+from fastserve.export.text_format import Message, parse_text_format
 from fastserve.locked_folder import LockedFolder, sweep
 
 _STAGING_PREFIX = ".fastserve-export-"
@@ -26,7 +28,7 @@ def check_target(options: ExportOptions, name: str) -> Path:
     for folder in (options.output, model_directory):
         if folder.exists() and not folder.is_dir():
             raise ToolError(f"{folder} is a file; choose another --output or --name")
-    if config.exists() and '"fastserve"' not in _read_config(config):
+    if config.exists() and not is_ours(_parse_config(config, _read_config(config))):
         raise ToolError(f"{config} belongs to another backend; choose another --name")
     if target.exists() and not options.force:
         raise ToolError(f"{target} exists; replace it with --force, or choose another --version or --name")
@@ -40,27 +42,31 @@ def has_config(target: Path) -> bool:
     return (target.parent / CONFIG_FILE).exists()
 
 
-def served_cache_dtype(target: Path, options: ExportOptions) -> str:
-    """Element type of the KV cache that a language model in ``target`` will be served with, by the config.pbtxt beside it."""
-    config = target.parent / CONFIG_FILE
-    if has_config(target) and not is_as_rendered(text := _read_config(config)):
-        return kv_cache_dtype_in(text)
-    return kv_cache_dtype_of(options.device, options.dtype)
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServedCache:
+    """The KV cache that a language model will be served with: its element type, and what there is to say of the config.pbtxt that
+    asks for it."""
+
+    dtype: str
+    notes: tuple[str, ...] = ()
 
 
-def config_notes(target: Path, options: ExportOptions) -> tuple[str, ...]:
-    """What there is to say of the config.pbtxt that lies beside ``target`` before a language model is put there. The user's own
-    stays; one that an export wrote, and nobody touched, becomes this export's."""
-    if not has_config(target):
-        return ()
-    config = target.parent / CONFIG_FILE
-    before, served = kv_cache_dtype_in(_read_config(config)), served_cache_dtype(target, options)
+def served_cache(target: Path, options: ExportOptions) -> ServedCache:
+    """By the config.pbtxt that will lie beside ``target``. The user's own stays; one that an export wrote, and nobody touched,
+    becomes this export's. Raises ToolError or ConfigError for one that is none."""
     usual = kv_cache_dtype_of(options.device, options.dtype)
-    if served != usual:
-        return (f"{config} is your own and stays: it asks for kv_cache_dtype {served}, an export in {options.dtype} for {usual}",)
-    if before != served:
-        return (f"{config}, which an export wrote, asked for kv_cache_dtype {before}; it now asks for {served}",)
-    return ()
+    if not has_config(target):
+        return ServedCache(usual)
+    config = target.parent / CONFIG_FILE
+    text = _read_config(config)
+    asked = kv_cache_dtype_in(_parse_config(config, text))
+    if asked == usual:
+        return ServedCache(usual)
+    if is_as_rendered(text):
+        note = f"{config}, which an export wrote, asked for kv_cache_dtype {asked}; it now asks for {usual}"
+        return ServedCache(usual, (note,))
+    note = f"{config} is your own and stays: it asks for kv_cache_dtype {asked}, an export in {options.dtype} for {usual}"
+    return ServedCache(asked, (note,))
 
 
 def _read_config(path: Path) -> str:
@@ -68,6 +74,14 @@ def _read_config(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ToolError(f"{path} cannot be read ({error}); mend it, or choose another --name") from None
+
+
+def _parse_config(path: Path, text: str) -> Message:
+    """``text``: what is in the file."""
+    try:
+        return parse_text_format(text)
+    except ValueError as error:
+        raise ToolError(f"{path} is no configuration ({error}); mend it, or choose another --name") from None
 
 
 def _check_writable(folder: Path) -> None:

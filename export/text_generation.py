@@ -23,7 +23,7 @@ from fastserve.export.int8 import prepare_int8, quantize_decoder
 from fastserve.export.onnx_files import write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
-from fastserve.export.publish import check_target, config_notes, served_cache_dtype, staged_version
+from fastserve.export.publish import check_target, served_cache, staged_version
 from fastserve.export.quality import SourceQuality, measure_quality
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rewrites.prepacking import prepack_products
@@ -50,6 +50,7 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
     found = resolve(source)
     name = options.name or model_name_from(found.label)
     target = check_target(options, name)
+    cache = served_cache(target, options)
     clock = StageClock(progress)
     with quiet_libraries():
         clock.begin(Stage.LOAD)
@@ -61,14 +62,13 @@ def _export(source: str, options: ExportOptions, progress: Progress) -> ExportRe
         loaded = [load(found, config)]
         merged = merge_adapter(loaded[0], options.adapter) if options.adapter is not None else None
         with staged_version(options, name) as directory:
-            remarks = _notes(loaded[0], plan) + ((merged,) if merged else ()) + config_notes(target, options)
-            cache_dtype = served_cache_dtype(target, options)
-            manifest, reference, quality = _write(loaded, directory, options, plan, clock, cache_dtype)
+            remarks = _notes(loaded[0], plan) + ((merged,) if merged else ()) + cache.notes
+            manifest, reference, quality = _write(loaded, directory, options, plan, clock, cache.dtype)
             gc.collect()  # the source model is in reference cycles
             clock.begin(Stage.PROVE)
             measured = (prove_for_cuda if options.device == CUDA else prove)(directory, manifest, reference)
             if quality is not None:
-                measured |= measure_quality(directory, manifest, quality, kv_cache_dtype=cache_dtype)
+                measured |= measure_quality(directory, manifest, quality, kv_cache_dtype=cache.dtype)
             manifest = dataclasses.replace(manifest, proof=manifest.proof | measured)
             manifest.save(directory)
             ModelManifest.load(directory)  # as the server will

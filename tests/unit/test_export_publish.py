@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 import fastserve
-from fastserve.errors import ToolError
+from fastserve.errors import ConfigError, ToolError
 from fastserve.export.config_pbtxt import kv_cache_dtype_in, render_config_pbtxt
 from fastserve.export.options import ExportOptions
-from fastserve.export.publish import check_target, config_notes, served_cache_dtype, staged_version
+from fastserve.export.publish import ServedCache, check_target, served_cache, staged_version
+from fastserve.export.text_format import parse_text_format
 
 
 def export_a_file(options: ExportOptions, content: str = "weights") -> None:
@@ -76,12 +79,12 @@ def test_a_config_that_an_export_wrote_is_written_anew_for_another_precision_and
     export_a_file(ExportOptions(tmp_path, dtype=before))
     config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, dtype=after, force=True)
     target = check_target(options, "model")
-    (note,) = config_notes(target, options)
-    assert f"asked for kv_cache_dtype {before}; it now asks for {after}" in note
-    assert served_cache_dtype(target, options) == after
+    cache = served_cache(target, options)
+    assert f"asked for kv_cache_dtype {before}; it now asks for {after}" in "".join(cache.notes)
+    assert cache.dtype == after
     export_a_file(options)
     assert config.read_text() == render_config_pbtxt(dtype=after)
-    assert config_notes(target, options) == ()
+    assert served_cache(target, options) == ServedCache(after)
 
 
 def test_a_config_of_the_users_own_stays_and_what_it_says_of_the_cache_is_said(tmp_path):
@@ -89,13 +92,13 @@ def test_a_config_of_the_users_own_stays_and_what_it_says_of_the_cache_is_said(t
     config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, force=True)
     config.write_text(text := config.read_text() + "# mine\n")
     target = check_target(options, "model")
-    (note,) = config_notes(target, options)
-    assert "is your own and stays: it asks for kv_cache_dtype int8, an export in fp32 for fp32" in note
-    assert served_cache_dtype(target, options) == "int8"
+    cache = served_cache(target, options)
+    assert "is your own and stays: it asks for kv_cache_dtype int8, an export in fp32 for fp32" in "".join(cache.notes)
+    assert cache.dtype == "int8"
     export_a_file(options)
     assert config.read_text() == text
     again = ExportOptions(tmp_path, dtype="int8", force=True)
-    assert config_notes(target, again) == () and served_cache_dtype(target, again) == "int8"
+    assert served_cache(target, again) == ServedCache("int8")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +106,47 @@ def test_a_config_of_the_users_own_stays_and_what_it_says_of_the_cache_is_said(t
     [
         ('parameters { key: "kv_cache_dtype" value: { string_value: "fp16" } }', "fp16"),
         ('parameters: [ {\n  key: "kv_cache_dtype"\n  value { string_value: "int8" }\n} ]', "int8"),
+        ("parameters < key: 'kv_cache_dtype', value < string_value: 'in' \"t8\" > >", "int8"),
+        ('parameters { value { string_value: "fp16" } key: "kv_cache_dtype" }', "fp16"),
+        ('parameters { key: "kv_cache_dtype" value { # {\n string_value: "fp16" } }', "fp16"),
+        ('parameters [ { key: "a" }, { key: "kv_cache_dtype"; value: { string_value: "\\x66p16" } } ]', "fp16"),
+        (
+            'parameters { key: "a" value { string_value: "key: \\"kv_cache_dtype\\" value { string_value: \\"int8\\" }" } }',
+            "fp32",
+        ),
+        (
+            'parameters [ { key: "a" value { string_value: "#" } }, { key: "kv_cache_dtype" value { string_value: "int8" } } ]',
+            "int8",
+        ),
         ('# parameters { key: "kv_cache_dtype" value: { string_value: "int8" } }', "fp32"),
         ('parameters { key: "policy" value: { string_value: "fcfs" } }', "fp32"),
     ],
 )
 def test_the_cache_that_a_config_asks_for_is_found_however_it_is_written(text, dtype):
-    assert kv_cache_dtype_in(text) == dtype
+    assert kv_cache_dtype_in(parse_text_format(text)) == dtype
+    known = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
+    assert dtype == (known["kv_cache_dtype"].string_value if "kv_cache_dtype" in known else "fp32"), "as Triton reads it"
+
+
+def test_a_config_that_is_none_or_asks_for_what_no_cache_is_is_refused_before_anything_is_exported(tmp_path):
+    export_a_file(ExportOptions(tmp_path))
+    config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, force=True)
+    config.write_text('backend: "fastserve"\nparameters { key: "kv_cache_dtype" value: { string_value: "bf16" } }')
+    with pytest.raises(ConfigError, match="kv_cache_dtype: got 'bf16', allowed: fp32 or fp16 or int8"):
+        served_cache(check_target(options, "model"), options)
+    config.write_text('backend: "fastserve"\ninput [')
+    with pytest.raises(ToolError, match=r"config.pbtxt is no configuration \(line 2: got 'the end', allowed: a value\); mend it"):
+        check_target(options, "model")
+
+
+def test_the_backend_of_a_config_is_read_and_not_looked_for(tmp_path):
+    (tmp_path / "model").mkdir()
+    config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path)
+    config.write_text("backend: 'fastserve'")
+    check_target(options, "model")
+    config.write_text('backend: "python" # not "fastserve"')
+    with pytest.raises(ToolError, match="another backend"):
+        check_target(options, "model")
 
 
 def test_a_failed_replacement_keeps_the_old_version(tmp_path: Path) -> None:
