@@ -20,26 +20,28 @@ from fastserve.tools.grpc_client import infer_message, outputs_of
 from fastserve.tools.launcher import TritonLauncher
 
 
-def measure(arguments: argparse.Namespace, items: list[Item]) -> tuple[peer.Record, dict[str, Any]]:
+def measure(arguments: argparse.Namespace, items: list[Item], stream_interval: int = 1) -> tuple[peer.Record, dict[str, Any]]:
+    """``stream_interval``: tokens of each response after the first; 1 is what a client gets that asks for nothing."""
     with TritonLauncher(arguments.model) as triton:
-        asyncio.run(serve(triton.grpc_url, peer.warm_up_items(items)))
-        record = asyncio.run(serve(triton.grpc_url, items))
+        asyncio.run(serve(triton.grpc_url, peer.warm_up_items(items), stream_interval))
+        record = asyncio.run(serve(triton.grpc_url, items, stream_interval))
         peak = _peak_bytes(triton.pid)
     return record, {"version": fastserve.__version__, "peak_bytes": peak}
 
 
-async def serve(url: str, items: list[Item]) -> peer.Record:
+async def serve(url: str, items: list[Item], stream_interval: int = 1) -> peer.Record:
     """A stream for each request, all on one channel."""
     async with grpc.aio.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         record = peer.Record(items)
-        await asyncio.gather(*(_ask(stub, index, item, record) for index, item in enumerate(items)))
+        sampling = {"temperature": 0, "ignore_eos": True, "stream_interval": stream_interval}
+        await asyncio.gather(*(_ask(stub, index, item, sampling, record) for index, item in enumerate(items)))
         return record
 
 
-async def _ask(stub: Any, index: int, item: Item, record: peer.Record) -> None:
+async def _ask(stub: Any, index: int, item: Item, sampling: dict[str, Any], record: peer.Record) -> None:
     await asyncio.sleep(max(0.0, item.at - record.now))
-    parameters = json.dumps({"max_tokens": item.output_tokens, "temperature": 0, "ignore_eos": True})
+    parameters = json.dumps({"max_tokens": item.output_tokens, **sampling})
     tensors: list[tuple[str, str, list[Any]]] = [
         ("input_ids", "INT64", item.prompt),
         ("stream", "BOOL", [True]),

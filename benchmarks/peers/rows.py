@@ -7,6 +7,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OURS = "FastServe"
+STREAM_INTERVAL = 4
+"""Tokens of each response, after the first, in the rows of ours whose names say so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Row:
 ENGINES = (
     Engine(f"{OURS}, in process", "fastserve_peer", None, ("fp32", "int8")),
     Engine(f"{OURS}, Triton gRPC", "fastserve_triton_peer", None, ("fp32", "int8"), models="fastserve_peer"),
+    Engine(
+        f"{OURS}, Triton gRPC, {STREAM_INTERVAL} tokens a response",
+        "fastserve_triton_joined_peer",
+        None,
+        ("fp32", "int8"),
+        models="fastserve_peer",
+    ),
     Engine("OpenVINO GenAI", "openvino_peer", "openvino", ("fp32", "bf16", "int8", "int4")),
     Engine("vLLM (CPU)", "vllm_peer", "vllm", ("fp32", "bf16")),
     Engine("llama.cpp server", "llama_cpp_peer", "llama_cpp", ("fp32", "bf16", "fp16", "int8", "int4"), source="gguf"),

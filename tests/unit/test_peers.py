@@ -84,6 +84,15 @@ def test_each_of_our_rows_stands_beside_the_best_peers_by_throughput_and_by_late
     assert ratios.lines(alone) == ["FastServe, in process fp32: no peer to compare with"]
 
 
+def test_every_row_has_a_name_and_records_of_its_own_and_ours_serve_the_same_models(load):
+    rows = load("rows")
+    found = rows.rows()
+    assert len({row.name for row in found}) == len({row.key for row in found}) == len(found)
+    assert {row.model for row in found if row.ours} == {"fastserve-fp32", "fastserve-int8"}
+    joined = [row.name for row in rows.rows("fastserve_triton_joined")]
+    assert joined == [f"FastServe, Triton gRPC, 4 tokens a response {precision}" for precision in ("fp32", "int8")]
+
+
 def test_no_engine_has_seen_the_beginning_of_a_prompt_in_its_warm_up(peer):
     items = workload.draw(8, 1000)
     beginnings = [tuple(item.prompt[:16]) for item in items]
