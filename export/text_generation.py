@@ -7,6 +7,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 import fastserve
 from fastserve.export.activations import use_single_operations
 from fastserve.export.adapter import check_adapter, merge_adapter
@@ -19,7 +21,8 @@ from fastserve.export.graph import convert, trace_packed
 from fastserve.export.graph_guards import check_graph
 from fastserve.export.guards import check_config, check_layers, check_model
 from fastserve.export.half_precision import half_precision_loss, narrow_weights, round_weights
-from fastserve.export.int8 import prepare_int8, quantize_decoder
+from fastserve.export.int8 import Int8Ground, prepare_int8, quantize_decoder
+from fastserve.export.int8_choice import Int8Choice
 from fastserve.export.onnx_files import write_graphs
 from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
@@ -103,18 +106,7 @@ def _write(
     freeze_frequencies(model)  # else after the reference run: the proof covers the freezing too
     losses = _narrow(model, options.device, reference)
     ground = prepare_int8(loaded, options, plan.max_model_len, cache_dtype) if options.dtype == "int8" else None
-    clock.begin(Stage.TRACE)
-    program = trace_packed(model, layers, target)
-    clock.begin(Stage.CONVERT)
-    graph_model = convert(program, len(layers), target)
-    check_graph(graph_model.graph, len(layers), target.domain)
-    choice = None
-    if options.device == CPU:  # operators that no GPU has
-        optimize_decoder(graph_model, plan.max_model_len)
-        if ground is not None:
-            clock.begin(Stage.WEIGH)
-            choice = quantize_decoder(graph_model, model, ground, options)
-        prepack_products(graph_model.graph)
+    graph_model, choice = _build_graph(model, layers, options, ground, clock)
     clock.begin(Stage.WRITE)
     write_graphs(graph_model, directory, target.graph_files)
     graphs = {"decoder": graph_spec(graph_model.graph, dict(target.graph_files))}
@@ -125,6 +117,28 @@ def _write(
         spec = dataclasses.replace(manifest.model, fp32_modules=choice.kept)
         manifest = dataclasses.replace(manifest, model=spec, proof=choice.measures())
     return manifest, reference, ground.quality if ground is not None else None
+
+
+def _build_graph(
+    model: Any, layers: list[AttentionLayer], options: ExportOptions, ground: Int8Ground | None, clock: StageClock
+) -> tuple[ir.Model, Int8Choice | None]:
+    """Trace, convert, rewrite. ``options``: as they are carried out; ``ground``: of int8, whose choice is returned."""
+    target = TARGETS[options.device]
+    clock.begin(Stage.TRACE)
+    program = trace_packed(model, layers, target)
+    clock.begin(Stage.CONVERT)
+    graph_model = convert(program, len(layers), target)
+    check_graph(graph_model.graph, len(layers), target.domain)
+    if options.device != CPU:  # no GPU has our operators
+        return graph_model, None
+    assert options.max_model_len is not None
+    optimize_decoder(graph_model, options.max_model_len)
+    choice = None
+    if ground is not None:
+        clock.begin(Stage.WEIGH)
+        choice = quantize_decoder(graph_model, model, ground, options)
+    prepack_products(graph_model.graph)
+    return graph_model, choice
 
 
 def _narrow(model: Any, device: str, reference: Reference) -> dict[str, float]:

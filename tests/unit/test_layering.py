@@ -1,4 +1,4 @@
-"""Folder = layer: imports go one way, and files stay small enough to read. Checked on the syntax trees."""
+"""Folder = layer: imports go one way. Checked on the syntax trees."""
 
 from __future__ import annotations
 
@@ -237,53 +237,3 @@ def test_the_checker_sees_a_violation(module, source):
 )
 def test_the_checker_allows_what_the_design_allows(module, source):
     assert violations(module, source) == []
-
-
-# --- size and names ---------------------------------------------------------------------------------------------------
-
-LONGEST = 300
-LONGER: dict[str, str] = {
-    "tests/unit/test_engine_thread.py": "one scene for every way a request can end; apart, the scene would be copied",
-}
-"""Files that may be longer, with the reason."""
-CODE = {".py", ".cpp", ".cc", ".h", ".hpp", ".inl", ".cu"}
-FOLDERS = ("python_backend", "export", "tests", "benchmarks", "examples", "deploy")
-NAMES_THAT_SAY_NOTHING = {"util", "utils", "common", "helper", "helpers", "misc"}
-
-
-def code_files(root: Path) -> list[str]:
-    """Paths of our code below ``root``, relative; the symlink to export is not followed."""
-    found = [path for folder in FOLDERS for path in (root / folder).rglob("*") if path.suffix in CODE]
-    own = [path for path in found if not path.is_relative_to(root / "python_backend" / "fastserve" / "export")]
-    return sorted(path.relative_to(root).as_posix() for path in own)
-
-
-def too_long(root: Path) -> set[str]:
-    return {name for name in code_files(root) if len((root / name).read_text(encoding="utf-8").splitlines()) > LONGEST}
-
-
-def nameless(root: Path) -> list[str]:
-    return [
-        name for name in code_files(root) if NAMES_THAT_SAY_NOTHING & {part.lower() for part in Path(name).with_suffix("").parts}
-    ]
-
-
-def test_no_file_is_longer_than_300_lines_without_a_reason():
-    assert too_long(ROOT) == set(LONGER), "split what is new here; strike what has become short"
-
-
-def test_no_file_or_folder_has_a_name_that_says_nothing():
-    assert nameless(ROOT) == []
-
-
-def test_the_walk_sees_python_and_cpp():
-    assert {Path(name).suffix for name in code_files(ROOT)} >= {".py", ".cpp", ".h"}
-    assert "tests/unit/test_layering.py" in code_files(ROOT)
-
-
-def test_the_checkers_of_size_and_names_see_violations(tmp_path):
-    for name, lines in {"export/long.cpp": 301, "export/short.h": 300, "tests/unit/utils.py": 1, "export/Common/a.py": 1}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("\n" * lines, encoding="utf-8")
-    assert too_long(tmp_path) == {"export/long.cpp"}
-    assert nameless(tmp_path) == ["export/Common/a.py", "tests/unit/utils.py"]

@@ -156,10 +156,9 @@ def test_serve_passes_its_arguments_on_and_ends_with_zero_on_ctrl_c(
     monkeypatch.setattr(serve, "TritonLauncher", Launcher)
     arguments = ["--model-repository", str(tmp_path), "--http-port", "9", "--host", "0.0.0.0", "--model-control-mode", "poll"]
     assert cli.main(["serve", *arguments, "--", "--rate-limit=off"]) == 0
-    options = started[0][1]
-    assert (started[0][0], options.http_port, options.host, options.model_control_mode) == (tmp_path, 9, "0.0.0.0", "poll")
-    assert options.extra_args == ("--rate-limit=off",)
-    assert started[1][0] == Path("stopped")
+    (repository, options), (stopped, _) = started
+    assert (repository, stopped, options.http_port, options.host) == (tmp_path, Path("stopped"), 9, "0.0.0.0")
+    assert (options.model_control_mode, options.extra_args) == ("poll", ("--rate-limit=off",))
     out = capsys.readouterr().out
     assert "Ready: llama\n" in out and "curl -s http://127.0.0.1:9/v2/models/llama/generate -d" in out
     assert "fastserve chat llama --url 127.0.0.1:9001" in out

@@ -18,15 +18,16 @@ from fastserve.core.policy.fcfs import FirstComeFirstServed
 from fastserve.core.prefix_cache import PrefixCache
 from fastserve.core.request import Request, SamplingParams
 from fastserve.core.scheduler import Scheduler
+from fastserve.core.step_limits import StepLimits
 from fastserve.core.step_work import StepCosts
 from fastserve.engine.cost_file import CostFile, circumstances
 from fastserve.engine.engine import Engine
 from fastserve.engine.instances import Instance, num_threads_of, shares_weights
-from fastserve.engine.kv_memory import make_kv_memory
+from fastserve.engine.kv_memory import KVMemory, make_kv_memory
 from fastserve.engine.step_costs import choose_limits, find_costs, log_costs
 from fastserve.engine.warm_up import WARM_UP_REQUEST_ID, warm_up
 from fastserve.errors import ConfigError, ManifestError
-from fastserve.manifest import ModelManifest
+from fastserve.manifest import CacheSpec, ModelManifest
 from fastserve.tasks.text_generation import TextGeneration
 from fastserve.text.templates import ChatTemplate
 from fastserve.text.tokenizer import Tokenizer
@@ -60,58 +61,63 @@ def load_engine(
     # Until it is known what steps cost, the engine is one for the widest batches that can be chosen.
     limits = fill_in(config.max_num_seqs, config.max_batched_tokens, WIDEST)
     widest = dataclasses.replace(config, max_num_seqs=limits.max_num_seqs, max_batched_tokens=limits.max_batched_tokens)
-    num_threads = num_threads_of(config, instance.num_instances)
+    settings = SessionSettings(num_threads_of(config, instance.num_instances), config.spinning == "on", profile=profile)
     device = device_of(manifest, directory, instance.device_number)
-    runner = ModelRunner(
-        directory,
-        manifest,
-        kv_cache_dtype=config.kv_cache_dtype,
-        session=SessionSettings(
-            num_threads,
-            config.spinning == "on",
-            share_weights=device is HOST and shares_weights(config, instance.num_instances),
-            profile=profile,
-            providers=device.providers,
-        ),
-    )
+    shares = device is HOST and shares_weights(config, instance.num_instances)
+    session = dataclasses.replace(settings, share_weights=shares, providers=device.providers)
+    runner = ModelRunner(directory, manifest, kv_cache_dtype=config.kv_cache_dtype, session=session)
     # The weights are in memory now: what is free is what the pool and the tiers below it can have.
     free_memory = read_free_memory() // instance.num_instances if device is HOST else 0
     memory = make_kv_memory(widest, manifest.cache, max_model_len, free_memory, clock, device)
-    cost_model = CostModel(
-        StepCosts(0.0, 0.0),
-        max_num_seqs=limits.max_num_seqs,
-        max_batched_tokens=limits.max_batched_tokens,
-        windows=AttentionWindows.of_layers(layer.window for layer in manifest.cache.layers),
+    engine = Engine(
+        _scheduler(widest, manifest, memory, max_model_len),
+        runner,
+        memory.cache,
+        clock=clock,
+        cost_model=_cost_model(limits, manifest.cache),
+        position_offset=manifest.position_offset,
+        copier=memory.copier,
     )
-    scheduler = Scheduler(
-        limits,
+    _prepare(engine, config, CostFile(cache_directory(), circumstances(manifest, widest, settings.num_threads)), clock)
+    return engine
+
+
+def _scheduler(config: EngineConfig, manifest: ModelManifest, memory: KVMemory, max_model_len: int) -> Scheduler:
+    """``config``: with the widest limits."""
+    return Scheduler(
+        StepLimits(config.max_num_seqs, config.max_batched_tokens),
         PrefixCache(memory.pool, mode=config.prefix_cache, identity=_identity(manifest, config)),
         FirstComeFirstServed(),
         max_model_len=max_model_len,
         queue=QueueLimits(config.max_queue_size, config.max_queue_size_per_tenant),
         swapper=memory.swapper,
     )
-    engine = Engine(
-        scheduler,
-        runner,
-        memory.cache,
-        clock=clock,
-        cost_model=cost_model,
-        position_offset=manifest.position_offset,
-        copier=memory.copier,
+
+
+def _cost_model(limits: StepLimits, cache: CacheSpec) -> CostModel:
+    """One that knows no costs yet."""
+    return CostModel(
+        StepCosts(0.0, 0.0),
+        max_num_seqs=limits.max_num_seqs,
+        max_batched_tokens=limits.max_batched_tokens,
+        windows=AttentionWindows.of_layers(layer.window for layer in cache.layers),
     )
-    num_tokens = max(1, min(limits.max_batched_tokens, max_model_len - 2, memory.pool.num_blocks * config.block_size - 1))
+
+
+def _prepare(engine: Engine, config: EngineConfig, costs: CostFile, clock: Callable[[], float]) -> None:
+    """Run the engine at its largest shape, find out what its steps cost, and choose by it what ``config`` leaves open."""
+    scheduler, model = engine.scheduler, engine.cost_model
+    room = min(scheduler.max_model_len - 2, scheduler.pool.num_blocks * config.block_size - 1)
+    num_tokens = max(1, min(scheduler.limits.max_batched_tokens, room))
     params = SamplingParams(max_tokens=2, temperature=0.0)
     warm_up(engine, Request(WARM_UP_REQUEST_ID, (0,) * num_tokens, params))  # the largest prefill and a decode
-    costs = CostFile(cache_directory(), circumstances(manifest, widest, num_threads))
     find_costs(engine, costs, num_tokens, clock)
-    if widest != config:
+    if 0 in (config.max_num_seqs, config.max_batched_tokens):
         choose_limits(config, engine, costs.profiled)
-    log_costs(config, cost_model, costs.profiled)
+    log_costs(config, model, costs.profiled)
     # Nothing of the warm-up stays: a policy that learns would take it for traffic.
     starvation_s = config.mlfq_starvation_ms / 1e3
-    scheduler.policy = make_policy(config.policy, cost_model, inner=config.priority_inner_policy, starvation_s=starvation_s)
-    return engine
+    scheduler.policy = make_policy(config.policy, model, inner=config.priority_inner_policy, starvation_s=starvation_s)
 
 
 def _identity(manifest: ModelManifest, config: EngineConfig) -> str:
