@@ -30,6 +30,7 @@ from fastserve.export.publish import check_target, served_cache, staged_version
 from fastserve.export.quality import SourceQuality, measure_quality
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rewrites.prepacking import prepack_products
+from fastserve.export.rewrites.prologues import fuse_prologues
 from fastserve.export.rotary import RotaryPlan, freeze_frequencies, rotary_plan
 from fastserve.export.source import LoadedModel, load, load_config, resolve
 from fastserve.export.stages import StageClock, readable_os_errors
@@ -138,6 +139,7 @@ def _build_graph(
         clock.begin(Stage.WEIGH)
         choice = quantize_decoder(graph_model, model, ground, options)
     prepack_products(graph_model.graph)
+    fuse_prologues(graph_model.graph)
     return graph_model, choice
 
 

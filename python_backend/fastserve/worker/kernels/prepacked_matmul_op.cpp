@@ -42,20 +42,6 @@ constexpr int64_t kMostCollidingRows = 6;
 constexpr int64_t kPadding = 16;                      // floats: a cache line
 constexpr int64_t kCopiedAtOnce = 16384;              // floats of one work item
 
-// At most `most` panels for each work item, of as many that no thread will be busy for much longer than the others.
-int64_t even_panels(int64_t num_panels, int64_t row_blocks, int64_t most) {
-  int64_t best = 1;
-  int64_t shortest = num_panels * row_blocks;
-  for (int64_t panels = 1; panels <= std::min(most, num_panels); ++panels) {
-    const int64_t longest = divide_up(divide_up(num_panels, panels) * row_blocks, num_threads()) * panels;  // of a thread
-    if (longest <= shortest) {
-      best = panels;
-      shortest = longest;
-    }
-  }
-  return best;
-}
-
 OutputCut cut_outputs(const PrepackedProblem& problem, int64_t num_panels) {
   OutputCut cut{};
   const int64_t row_bytes = problem.k * static_cast<int64_t>(sizeof(float));
@@ -63,7 +49,7 @@ OutputCut cut_outputs(const PrepackedProblem& problem, int64_t num_panels) {
   cut.rows = divide_up(problem.rows, cut.row_blocks);  // of nearly equal size
   const int64_t work = row_bytes * kPanelColumns * (kRowsOfRead + cut.rows) / kRowsOfRead;  // of a panel
   const int64_t fewest = num_panels * cut.row_blocks / (kItemsOfThread * num_threads());
-  cut.panels = even_panels(num_panels, cut.row_blocks, std::max<int64_t>({1, kLeastWork / work, fewest}));
+  cut.panels = even_panels(num_panels, cut.row_blocks, std::max<int64_t>({1, kLeastWork / work, fewest}), 1);
   cut.panel_blocks = divide_up(num_panels, cut.panels);
   // What is larger is read once; what is smaller is read again and again, from a cache.
   cut.rows_first = problem.rows > problem.n;
@@ -124,14 +110,9 @@ struct PrepackedMatMulKernel {
     }
     const int64_t num_panels = divide_up(n, kPanelColumns);
     const OutputCut cut = cut_outputs(problem, num_panels);
-    // Items are handed out in order, so this thread will probably get the one after those that the others get meanwhile.
-    const auto next_panel = [&](int64_t index) {
-      const int64_t next = index + std::min(num_threads(), cut.count());
-      return next < cut.count() ? cut.block(next, problem.rows, num_panels).first_panel : -1;
-    };
     parallel_for(api, context, static_cast<size_t>(cut.count()), [&](size_t i) {
       const int64_t index = static_cast<int64_t>(i);
-      kernels.multiply(problem, cut.block(index, problem.rows, num_panels), next_panel(index));
+      kernels.multiply(problem, cut.block(index, problem.rows, num_panels), cut.next_panel(index));
     });
   }
 

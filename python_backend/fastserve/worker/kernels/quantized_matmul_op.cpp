@@ -1,7 +1,8 @@
 // fastserve::QuantizedMatMul: x times a matrix of int8 weights ("W8A8").
 //
 // Inputs: x [.., k] float, weight [num_panels, 1 + num_groups, 64] int8 as quantized_weight.py packs it, weight_scale [n],
-// bias [n] (optional). Attributes: k, n. Output [.., n] float.
+// bias [n] (optional). Attributes: k, n. Output [.., n] float. With the attribute prologue the rows are normalised or gated
+// first, as row_prologue.h says: norm_weight, norm_bias and skip are its inputs, output 1 the sum x + skip.
 //
 //   q = round(x / row_scale), -127..127, where row_scale = largest magnitude of the row / 127
 //   output = float(sum of q * weight, exact in 32 bits) * weight_scale * row_scale + bias
@@ -22,21 +23,24 @@
 #include "output_cut.h"
 #include "parallel_for.h"
 #include "quantized_problem.h"
+#include "row_prologue.h"
 #include "scratch.h"
 
 namespace fastserve {
 namespace {
 
-enum Input : size_t { kX, kWeight, kWeightScale, kBias };
+enum Input : size_t { kX, kWeight, kWeightScale, kBias, kNormWeight };
 constexpr OpInput kInputs[] = {{"x", ort::kFloat, ort::kRequired},
                                {"weight", ort::kInt8, ort::kRequired},
                                {"weight_scale", ort::kFloat, ort::kRequired},
-                               {"bias", ort::kFloat, ort::kOptional}};
-constexpr OpSchema kSchema = {"QuantizedMatMul", "fastserve::QuantizedMatMul", kInputs, std::size(kInputs)};
+                               {"bias", ort::kFloat, ort::kOptional},
+                               {"norm_weight", ort::kFloat, ort::kOptional},
+                               {"norm_bias", ort::kFloat, ort::kOptional},
+                               {"skip", ort::kFloat, ort::kOptional}};
+constexpr OpSchema kSchema = {"QuantizedMatMul", "fastserve::QuantizedMatMul", kInputs, std::size(kInputs), 2};
 
 constexpr int64_t kMostOutputs = int64_t{1} << 24;
-constexpr int64_t kQuantizedAtOnce = 16384;  // activations of one work item
-constexpr int64_t kQuantizedAlone = 65536;   // as many are one item: to wake another thread takes as long as it saves
+constexpr int64_t kQuantizedAtOnce = 8192;   // activations of one work item, or more
 constexpr int64_t kRowsAtOnce = 192;         // of one work item, so that their activations stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 4;         // of one work item, or a multiple: what the kernels compute at once
 constexpr int64_t kLeastWork = 384 * 1024;   // of one work item, in bytes of weights that could be read meanwhile
@@ -50,8 +54,8 @@ OutputCut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64
   const int64_t work = panel_bytes * (rows_of_read + std::min(cut.rows, problem.rows)) / rows_of_read;  // of a panel
   cut.row_blocks = divide_up(problem.rows, cut.rows);
   const int64_t most_panel_blocks = divide_up(kItemsOfThread * num_threads(), cut.row_blocks);
-  const int64_t panels = std::max(kLeastWork / work, divide_up(num_panels, most_panel_blocks));
-  cut.panels = divide_up(panels, kPanelsAtOnce) * kPanelsAtOnce;
+  const int64_t most = std::max(kLeastWork / work, divide_up(num_panels, most_panel_blocks));
+  cut.panels = even_panels(num_panels, cut.row_blocks, divide_up(most, kPanelsAtOnce) * kPanelsAtOnce, kPanelsAtOnce);
   cut.panel_blocks = divide_up(num_panels, cut.panels);
   // What is larger is read once; what is smaller is read again and again, from a cache.
   cut.rows_first = problem.rows * problem.stride > num_panels * panel_bytes;
@@ -65,10 +69,11 @@ struct QuantizedMatMulKernel {
       : api(ort_api),
         k(read_size(ort_api, info, kSchema, "k", kMaxInputs)),
         n(read_size(ort_api, info, kSchema, "n", kMostOutputs)),
+        prologue(ort_api, info, kSchema, kNormWeight),
         kernels(choose_quantized_kernels()) {}
 
   // Everything but the output and the scratch. Throws InvalidInput naming the input and what is allowed.
-  QuantizedProblem read_problem(const Tensor& x, const ort::KernelContext* context) const {
+  QuantizedProblem read_problem(int64_t rows, const ort::KernelContext* context) const {
     const auto read = [&](Input index) { return read_input(api, context, kSchema, index); };
     QuantizedProblem problem{};
     problem.k = k;
@@ -76,8 +81,7 @@ struct QuantizedMatMulKernel {
     problem.num_groups = divide_up(k, kGroupInputs);
     // An odd number of cache lines: rows that start a power of two apart would share a few sets of the cache.
     problem.stride = (divide_up(k, kRowAlignment) | 1) * kRowAlignment;
-    problem.rows = count_rows(x, k);
-    problem.x = static_cast<const float*>(x.data);
+    problem.rows = rows;
     const Tensor weight = read(kWeight);
     expect_shape(weight, {divide_up(n, kPanelChannels), 1 + problem.num_groups, kGroupBytes});
     problem.weight = static_cast<const int8_t*>(weight.data);
@@ -91,9 +95,9 @@ struct QuantizedMatMulKernel {
   }
 
   void compute(ort::KernelContext* context) const {
-    const Tensor x = read_input(api, context, kSchema, kX);
-    QuantizedProblem problem = read_problem(x, context);
-    std::vector<int64_t> shape = x.shape;
+    const SourceRows source = prologue.read(context, k);
+    QuantizedProblem problem = read_problem(source.count, context);
+    std::vector<int64_t> shape = source.shape;
     shape.back() = n;
     problem.output = make_output(api, context, shape);
     if (problem.rows == 0) return;
@@ -102,18 +106,34 @@ struct QuantizedMatMulKernel {
     const std::unique_ptr<float[]> row_scale(new float[rows]);
     problem.activations = activations.data();
     problem.row_scale = row_scale.get();
-    const int64_t rows_at_once = problem.rows * k <= kQuantizedAlone ? problem.rows : divide_up(kQuantizedAtOnce, k);
-    parallel_rows(api, context, problem.rows, rows_at_once,
-                  [&](int64_t first, int64_t last) { kernels.quantize(problem, first, last); });
+    multiply(context, source, problem);
+  }
+
+  // Quantises the rows, some at a time, then multiplies them, block by block.
+  void multiply(ort::KernelContext* context, const SourceRows& source, const QuantizedProblem& problem) const {
+    const int64_t most_items = kItemsOfThread * num_threads();
+    const int64_t rows_at_once = std::max({int64_t{1}, kQuantizedAtOnce / k, divide_up(problem.rows, most_items)});
+    const int64_t items = divide_up(problem.rows, rows_at_once);
+    const Scratch prepared(prologue.none() ? 0 : static_cast<size_t>(items * k) * sizeof(float));  // a row of each item
     const int64_t num_panels = divide_up(n, kPanelChannels);
     const OutputCut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
-    parallel_for(api, context, static_cast<size_t>(cut.count()),
-                 [&](size_t i) { kernels.multiply(problem, cut.block(static_cast<int64_t>(i), problem.rows, num_panels)); });
+    const auto quantize = [&](size_t item) {
+      const int64_t first = static_cast<int64_t>(item) * rows_at_once;
+      float* space = static_cast<float*>(prepared.data()) + static_cast<int64_t>(item) * k;
+      for (int64_t row = first; row < std::min(problem.rows, first + rows_at_once); ++row) {
+        kernels.quantize(problem, source.row(row, space), row);
+      }
+    };
+    parallel_stages(api, context, static_cast<size_t>(items), quantize, static_cast<size_t>(cut.count()), [&](size_t i) {
+      const int64_t index = static_cast<int64_t>(i);
+      kernels.multiply(problem, cut.block(index, problem.rows, num_panels), cut.next_panel(index));
+    });
   }
 
   const ort::Api& api;
   const int64_t k;
   const int64_t n;
+  const RowPrologue prologue;
   const QuantizedKernels& kernels;
 };
 

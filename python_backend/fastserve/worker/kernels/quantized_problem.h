@@ -25,7 +25,6 @@ constexpr int64_t kMaxInputs = 1 << 17;
 //             group 0: | c0: k0 k1 k2 k3 | c1: k0 k1 k2 k3 | ... | c15: k0 k1 k2 k3 |
 //             group 1: | c0: k4 k5 k6 k7 | ...
 struct QuantizedProblem {
-  const float* x;             // [rows, k]
   const int8_t* weight;       // -127..127, zero where a panel or group is not full
   const float* weight_scale;  // [n]
   const float* bias;          // [n] or null
@@ -44,9 +43,9 @@ struct QuantizedKernels {
   const char* name;
   size_t activation_bytes;  // size of one quantised activation
   int64_t rows_of_read;     // about so many rows' products take as long as reading the weights from memory
-  void (*quantize)(const QuantizedProblem& problem, int64_t first_row, int64_t last_row);
-  // Needs the rows' activations.
-  void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block);
+  void (*quantize)(const QuantizedProblem& problem, const float* x, int64_t row);  // x: row `row`, [k]
+  // Needs the rows' activations. next_panel: what to ask for meanwhile, the first panel of this thread's next block, or -1.
+  void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel);
 };
 
 }  // namespace fastserve

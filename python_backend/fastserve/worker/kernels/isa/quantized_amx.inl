@@ -112,8 +112,8 @@ static void multiply_band(const QuantizedProblem& problem, const OutputBlock& bl
   }
 }
 
-static void multiply_with_tiles(const QuantizedProblem& problem, const OutputBlock& block) {
-  if (block.last_row - block.first_row <= kFewRows) return multiply(problem, block);
+static void multiply_with_tiles(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel) {
+  if (block.last_row - block.first_row <= kFewRows) return multiply(problem, block, next_panel);
   if (block.first_row + kSquare <= block.last_row) multiply_band<true>(problem, block, block.first_row, kSquare);
   const int rest = static_cast<int>((block.last_row - block.first_row) % kSquare);
   if (rest > kTileSide) multiply_band<true>(problem, block, block.last_row - rest, rest);

@@ -34,24 +34,21 @@ static inline void quantize_row(const float* __restrict x, int64_t k, float fact
 
 // activation = round(x * (127 / peak)) + kOffset, row_scale = peak / 127. A row with an infinity or a NaN gets the scale
 // NaN, which makes its whole output NaN; a row (almost) of zeros gets zeros.
-static void quantize(const QuantizedProblem& problem, int64_t first_row, int64_t last_row) {
-  for (int64_t row = first_row; row < last_row; ++row) {
-    const float* x = problem.x + row * problem.k;
-    Activation* activations = static_cast<Activation*>(problem.activations) + row * problem.stride;
-    const int32_t bits = peak_bits(x, problem.k);
-    float peak;
-    memcpy(&peak, &bits, sizeof peak);
-    const bool finite = bits < kInfinityBits;
-    if (finite && peak >= kSmallestPeak) {
-      problem.row_scale[row] = peak / kLevels;
-      quantize_row(x, problem.k, kLevels / peak, activations);
-    } else {
-      problem.row_scale[row] = finite ? 0.0f : __builtin_nanf("");
-      for (int64_t i = 0; i < problem.k; ++i) activations[i] = static_cast<Activation>(kOffset);
-    }
-    const int64_t end = (problem.k + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
-    for (int64_t i = problem.k; i < end; ++i) activations[i] = 0;
+static void quantize(const QuantizedProblem& problem, const float* x, int64_t row) {
+  Activation* activations = static_cast<Activation*>(problem.activations) + row * problem.stride;
+  const int32_t bits = peak_bits(x, problem.k);
+  float peak;
+  memcpy(&peak, &bits, sizeof peak);
+  const bool finite = bits < kInfinityBits;
+  if (finite && peak >= kSmallestPeak) {
+    problem.row_scale[row] = peak / kLevels;
+    quantize_row(x, problem.k, kLevels / peak, activations);
+  } else {
+    problem.row_scale[row] = finite ? 0.0f : __builtin_nanf("");
+    for (int64_t i = 0; i < problem.k; ++i) activations[i] = static_cast<Activation>(kOffset);
   }
+  const int64_t end = (problem.k + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+  for (int64_t i = problem.k; i < end; ++i) activations[i] = 0;
 }
 
 static inline const int8_t* panel_of(const QuantizedProblem& problem, int64_t panel) {

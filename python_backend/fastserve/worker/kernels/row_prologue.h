@@ -1,0 +1,58 @@
+// What a product does to its rows before it multiplies them: nothing, or what RowNorm or GatedActivation does, a row at a time,
+// so that no tensor stands between.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "isa/row_kernels.h"
+#include "op_inputs.h"
+#include "op_schema.h"
+#include "ort_abi.h"
+#include "row_problems.h"
+
+namespace fastserve {
+
+enum class Prologue { kNone, kNorm, kGate };
+
+// The rows of one call.
+struct SourceRows {
+  const RowKernels* kernels;
+  Prologue prologue;
+  const float* x;  // [count, k], or [count, 2 k] where they are gated
+  NormProblem norm;
+  GateProblem gate;
+  std::vector<int64_t> shape;  // [.., k], as the product reads them
+  int64_t count;
+  int64_t k;
+
+  // Row `row` [k] as the product reads it: where it lies in x, or computed into `space` [k]. Any thread, each row once.
+  const float* row(int64_t row, float* space) const;
+};
+
+// Attributes: prologue ("none", "norm", "silu" or "gelu_tanh"), and those of RowNorm. Inputs of the op, one after the other from
+// `first_input` on: weight, bias and skip as RowNorm has them; and its output 1, if there is a skip.
+class RowPrologue {
+ public:
+  // Throws InvalidInput naming an attribute.
+  RowPrologue(const ort::Api& api, const ort::KernelInfo* info, const OpSchema& schema, size_t first_input);
+
+  // x is the op's input 0. Makes output 1 of the node where it has one. Throws InvalidInput naming an input.
+  SourceRows read(ort::KernelContext* context, int64_t k) const;
+
+  bool none() const { return prologue_ == Prologue::kNone; }
+
+ private:
+  void read_norm(ort::KernelContext* context, const Tensor& x, SourceRows& rows) const;
+
+  const ort::Api& api_;
+  const OpSchema& schema_;
+  const size_t first_input_;
+  const float epsilon_;
+  const bool centred_;
+  Prologue prologue_ = Prologue::kNone;
+  Gate gate_ = kSilu;
+  const RowKernels& kernels_;
+};
+
+}  // namespace fastserve
