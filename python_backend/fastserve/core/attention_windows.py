@@ -56,12 +56,14 @@ class AttentionWindows:
     def pairs(self, start: int, num_tokens: int) -> float:
         """Of a token and a position it attends to, in a chunk of ``num_tokens`` tokens after ``start`` others."""
         everything = pairs_of(start, num_tokens)
+        if not self.sizes:
+            return everything
 
         def within(size: int) -> int:
             growing = min(max(size - start, 0), num_tokens)
             return pairs_of(start, growing) + (num_tokens - growing) * size
 
-        return self._mean(everything, within) if self.sizes else everything
+        return self._mean(everything, within)
 
     def most_tokens(self, budget: float, start: int, pair_tokens: float) -> int:
         """The longest chunk after ``start`` tokens that costs no more than ``budget`` tokens without a context would.
