@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from fastserve.export.attention import NO_WINDOW, AttentionLayer
+from fastserve.export.attention import DOMAIN, NO_WINDOW, AttentionLayer
 from fastserve.export.generation_settings import settings_not_applied
 from fastserve.export.guards import experts
 from fastserve.export.rotary import RotaryPlan, context_limit
@@ -107,7 +107,21 @@ def _layer_cache(layer: AttentionLayer) -> LayerCacheSpec:
 
 def graph_spec(graph: ir.Graph, files: dict[str, str]) -> GraphSpec:
     """The graph's inputs and outputs. ``files``: KV element type -> file."""
-    return GraphSpec(files, tuple(_tensor(value) for value in graph.inputs), tuple(_tensor(value) for value in graph.outputs))
+    inputs, outputs = (tuple(_tensor(value) for value in values) for values in (graph.inputs, graph.outputs))
+    return GraphSpec(files, inputs, outputs, reordered_bytes(graph))
+
+
+def reordered_bytes(graph: ir.Graph) -> int:
+    """Bytes of the constant matrices that operators of ONNX Runtime read, which may keep a copy in an order of their own: all but
+    lookups in tables. Ours read weights as they are."""
+    matrices = {
+        value.name: value.const_value
+        for node in graph
+        if node.domain != DOMAIN and node.op_type != "Gather"
+        for value in node.inputs
+        if value is not None and value.const_value is not None and value.const_value.shape.rank() > 1
+    }
+    return sum(matrix.nbytes for matrix in matrices.values())
 
 
 def _tensor(value: ir.Value) -> TensorSpec:

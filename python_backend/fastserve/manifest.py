@@ -43,11 +43,14 @@ class TensorSpec:
 @dataclasses.dataclass(frozen=True, slots=True)
 class GraphSpec:
     """One ONNX graph. ``files`` maps a KV element type ("fp32", "fp16", "int8"; "none" without a cache) to its .onnx file;
-    the variants share one external weight file and differ only in the type and shape of their cache inputs."""
+    the variants share one external weight file and differ only in the type and shape of their cache inputs.
+    ``reordered_bytes``: weights that ONNX Runtime brings into an order of its own when it loads the graph, copying them; None: an
+    export of before they were counted."""
 
     files: dict[str, str]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    reordered_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ def test_what_costs_most_stays_fp32_until_no_more_is_lost_than_asked_for(
     assert 0 < proof["expected_perplexity_rise"] <= rise / 2
     assert len(kept) == found["PrepackedMatMul"] == 9 - found["QuantizedMatMul"]
     assert 0 < proof["fp32_weights_share"] < 1
+    assert result.manifest.graphs["decoder"].reordered_bytes == 0
     assert proof["max_abs_difference_alone_batched"] == 0.0
     rows = dict(zip(*(column.cells for column in summary(result).columns), strict=True))
     assert all(name in str(rows["kept in fp32"]) for name in kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import multiprocessing
 import re
 import resource
@@ -13,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastserve.manifest import hash_file
+from fastserve.manifest import GraphSpec, hash_file
 from fastserve.worker.session import SessionSettings, create_session, open_session
 from fastserve.worker.shared_weights import CACHE_VARIABLE, WEIGHTS_FILE
 from tests.doubles import make_manifest
@@ -49,6 +51,19 @@ def test_a_session_with_shared_weights_gives_the_same_bits(model):
         session = open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=True))
         np.testing.assert_array_equal(session.run(None, {"h0": rows})[0], wanted)
     assert sorted(file.name for file in directory.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+@pytest.mark.parametrize(("reordered", "made"), [(None, True), (WEIGHT_BYTES, True), (WEIGHT_BYTES // 200, False)])
+def test_a_copy_is_made_only_of_a_model_whose_weights_would_be_copied(model, tmp_path, caplog, reordered, made):
+    directory, manifest = model
+    graph = GraphSpec({"none": "model.onnx"}, (), (), reordered)
+    manifest = dataclasses.replace(manifest, graphs={"encoder": graph})
+    rows = np.ones((1, SIZE), np.float32)
+    with caplog.at_level(logging.INFO):
+        session = open_session(directory, manifest, "model.onnx", SessionSettings(1, share_weights=True))
+    assert session.run(None, {"h0": rows})[0].shape == (1, SIZE)
+    assert (tmp_path / "cache").exists() == made
+    assert ("0.3 of 67.1 MB are not mapped as they lie in the file" in caplog.text) == (not made)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from fastserve.export.description import reordered_bytes
 from fastserve.export.rewrites.prepacking import EMBEDDING, OPERATOR, prepack_products
 from fastserve.worker.kernels.prepacked_weight import prepack_weight
 from tests.unit.small_graphs import model, operators, weight
@@ -43,6 +44,19 @@ def test_a_product_takes_its_packed_weight_and_its_bias_and_drops_the_matrix() -
     np.testing.assert_array_equal(constant_of(node.inputs[1]), prepack_weight(matrix))
     assert "w" not in changed.graph.initializers
     assert [value.name for value in changed.graph.outputs] == ["logits"]
+
+
+def test_of_what_is_packed_onnx_runtime_reorders_nothing_and_of_products_it_computes_all() -> None:
+    changed = graph_model(
+        EMBED,
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("MatMul", ["x", "narrow"], ["n"]),
+        helper.make_node("Add", ["m", "b"], ["logits"]),
+        narrow=weight(8, 4),
+    )
+    assert reordered_bytes(changed.graph) == (8 * 40 + 8 * 4) * 4, "a looked-up table and a bias are none"
+    prepack_products(changed.graph)
+    assert reordered_bytes(changed.graph) == 8 * 4 * 4
 
 
 def test_a_tied_head_and_its_embedding_read_one_packed_weight() -> None:

@@ -26,6 +26,8 @@ CPU_PROVIDERS: Providers = (("CPUExecutionProvider", {}),)
 
 RETRYABLE_MESSAGES = ("Failed to allocate memory", "bad_alloc")
 """ORT errors that a second try may survive: another process may have returned memory meanwhile."""
+_WORTH_A_FILE = 0.01
+"""Share of a model's files that is worth a shared copy of all of it on the disk."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class SessionSettings:
 def open_session(directory: Path, manifest: ModelManifest, name: str, settings: SessionSettings) -> ort.InferenceSession:
     """A session over the graph ``name`` of an exported model. Raises ManifestError or ToolError."""
     file = directory / name
-    if settings.share_weights:
+    if settings.share_weights and _gains_by_sharing(manifest, name):
         try:
             shared = shared_model(name, manifest.files, cache_directory(), lambda target: save_optimized(file, target))
             if shared is not None:
@@ -58,6 +60,21 @@ def open_session(directory: Path, manifest: ModelManifest, name: str, settings: 
         except ManifestError as error:  # it cannot be written, or is damaged; if it is the graph itself, we shall hear it again
             logger.warning("weights are not shared with other instances: %s", error)
     return create_session(file, settings)
+
+
+def _gains_by_sharing(manifest: ModelManifest, name: str) -> bool:
+    """Whether ONNX Runtime would copy more of the graph's weights than is worth a file. What it does not copy is mapped, and in
+    memory once for all processes anyway."""
+    copied = [graph.reordered_bytes for graph in manifest.graphs.values() if name in graph.files.values()]
+    if not copied or copied[0] is None:
+        return True
+    total = sum(file.bytes for file in manifest.files.values())
+    gains = copied[0] > _WORTH_A_FILE * total
+    if not gains:
+        logger.info(
+            "%.1f of %.1f MB are not mapped as they lie in the file: no shared copy is made", copied[0] / 1e6, total / 1e6
+        )
+    return gains
 
 
 def save_optimized(file: Path, target: Path) -> None:
