@@ -1,10 +1,12 @@
 """Policies on the real engine, through a real Triton, beside the simulator's prediction: ``make bench-policies``.
 
 Every policy serves the same chat prompts at the same times, with lengths of answers as in the trace: each answer is drawn with a
-seed of its own, so it is the same under every policy, and a stop token ends it where it should, which no policy can foresee. One
-Triton holds a model for each policy; they take turns, and every round begins with another one and with servers that have learned
-nothing. What steps cost is what the server has learned when everybody asked at once: a drawn token is one for which a client
-beside it has received a response.
+seed of its own, so it is the same under every policy, and a stop token ends it where it should, which no policy can foresee. They
+take turns, each with a Triton of its own, and every round begins with another one. Nobody has learned anything but from a few
+requests that fill the server's memory: what is written to for the first time is slow. The load is that of a machine whose steps
+cost what the server had learned when everybody asked at once; a drawn token is one for which a client beside it has received a
+response. The simulator is given what the steps of the very run cost that it is compared with, because machines are not the same
+from one minute to the next.
 
 A slice is that measurement ("all at once"), or one round at one load; results so far are kept in ``--output``, and ``--slices N``
 does the next N, so that each is a few minutes of a quiet machine. Run again to go on; other settings start anew.
@@ -15,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,18 +24,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from policy_prediction import COST_AWARE, POLICIES, SWAPPING, all_at_once_simulated_s, arrivals, endings_of, filling_jobs, predict
 from policy_results import summarize_costs, summarize_runs
 from policy_workload import MARGIN, Ask, Ending, asks_of, ending_near, parameters
 from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
-from fastserve.core.attention_windows import AttentionWindows
-from fastserve.core.step_work import TERMS, StepCosts
+from fastserve.core.step_work import TERMS
 from fastserve.errors import FastServeError, ToolError
 from fastserve.manifest import ModelManifest
-from fastserve.simulator.simulation import Machine, Run, simulate
-from fastserve.simulator.summary import row
-from fastserve.simulator.workload import Job, arrive
+from fastserve.simulator.workload import Job
 from fastserve.tools.bench.display import watched
 from fastserve.tools.bench.load import WallClock, ask_generator, open_loop
 from fastserve.tools.bench.samples import Sample
@@ -44,14 +43,7 @@ from fastserve.tools.launcher import LaunchOptions, TritonLauncher
 from fastserve.worker.kv_cache import bytes_per_block
 
 DEMO = Path(".demo")
-POLICIES = ("fcfs", "skip_join_mlfq", "gittins")
-COST_AWARE = "gittins"
-"""Whose loading measures what steps cost."""
 BLOCK_SIZE = 16
-SWAPPING = {"preemption": "proactive"}
-"""What becomes of those that the KV pool has no room for; it holds ``--max-seqs`` sequences of full length."""
-LINK_BYTES_PER_S = 5e9
-"""Of the simulated copies, from memory to memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,41 +91,61 @@ def slices(arguments: argparse.Namespace) -> Iterator[Slice]:
 
 def run_slice(bench: Bench, part: Slice, found: dict[str, Any]) -> None:
     """Adds what was measured to ``found``."""
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        if part.load is None:
-            with _serving(bench, [COST_AWARE], work) as url:
-                seconds = _all_at_once(bench, url, found)
-            # The model is unloaded: the server has kept what it learned.
-            (file,) = work.glob("cache/costs-*.json")
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            found.update(costs_s={name: kept[name] for name in TERMS}, all_at_once_s=seconds)
-            return
-        with _serving(bench, bench.arguments.policy, work) as url:
-            _measure_policies(bench, part, url, found)
+    if part.load is None:
+        with _serving(bench, COST_AWARE) as (url, costs_s):
+            seconds = _all_at_once(bench, url, found)
+        found.update(costs_s=costs_s, all_at_once_s=seconds)
+    else:
+        _measure_policies(bench, part, found)
 
 
 @contextmanager
-def _serving(bench: Bench, policies: Sequence[str], work: Path) -> Iterator[str]:
-    """A Triton with a model for each policy; its gRPC address."""
-    for policy in policies:
+def _serving(bench: Bench, policy: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """A Triton with a model of that name; its gRPC address, and what its steps cost, which is there when it has ended."""
+    costs_s: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
         _add_model(work / "repository" / policy, bench.model, bench.settings_of(policy))
-    options = LaunchOptions(environment={"FASTSERVE_CACHE": str(work / "cache")})
-    with TritonLauncher(work / "repository", options) as triton:
-        yield triton.grpc_url
+        options = LaunchOptions(environment={"FASTSERVE_CACHE": str(work / "cache")})
+        with TritonLauncher(work / "repository", options) as triton:
+            _fill_memory(bench, triton.grpc_url, policy)
+            yield triton.grpc_url, costs_s
+        (file,) = work.glob("cache/costs-*.json")
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        costs_s.update({name: kept[name] for name in TERMS})
 
 
-def _measure_policies(bench: Bench, part: Slice, url: str, found: dict[str, Any]) -> None:
+def _fill_memory(bench: Bench, url: str, policy: str) -> None:
+    """A full batch of requests with long prompts, so that no request that counts grows into memory nobody wrote to."""
+    jobs = filling_jobs(bench.arguments)
+    how = {
+        "temperature": 0,
+        "ignore_eos": True,
+        "max_tokens": jobs[0].output_tokens,
+        "truncate_prompt_tokens": jobs[0].prompt_tokens,
+    }
+    request = GenerateRequest(policy, text="word " * jobs[0].prompt_tokens, parameters=how)
+    clock = WallClock()
+    with connect(url) as client, watched(len(jobs)) as seen:
+        _raise_failed(
+            open_loop(lambda _, started: ask_generator(client, request, started, clock), [0.0] * len(jobs), clock, seen), policy
+        )
+
+
+def _measure_policies(bench: Bench, part: Slice, found: dict[str, Any]) -> None:
     """One after the other, each round beginning with another one."""
     assert part.load is not None
     due, endings = [job.arrival_s for job in arrivals(found, part.load, bench.arguments)], endings_of(found)
     policies = list(bench.arguments.policy)
     turn = part.round % len(policies)
+    runs = []
     for policy in policies[turn:] + policies[:turn]:
-        samples = _run(bench, url, policy, due, endings)
+        with _serving(bench, policy) as (url, costs_s):
+            samples = _run(bench, url, policy, due, endings)
         other = sum(sample.output_tokens != ending.output_tokens for sample, ending in zip(samples, endings, strict=True))
         what = {"load": part.load, "round": part.round, "policy": policy, "answers_of_other_length": other}
-        found["runs"].append({**what, **_figures(samples)})
+        runs.append({**what, "costs_s": costs_s, **_figures(samples)})
+    found["runs"] += runs
 
 
 def _add_model(folder: Path, model: Path, parameters: Mapping[str, Any]) -> None:
@@ -155,10 +167,13 @@ def _run(bench: Bench, url: str, policy: str, due: Sequence[float], endings: Seq
             found[number] = ask_generator(client, request, started, clock)
             return found[number]
 
-        open_loop(ask, due, clock, seen)
-    if failed := [sample for sample in found.values() if sample.error is not None]:
-        raise ToolError(f"{len(failed)} requests failed under {policy}: {failed[0].error}: {failed[0].message}")
+        _raise_failed(open_loop(ask, due, clock, seen), policy)
     return [found[number] for number in range(len(due))]
+
+
+def _raise_failed(samples: Sequence[Sample], policy: str) -> None:
+    if failed := [sample for sample in samples if sample.error is not None]:
+        raise ToolError(f"{len(failed)} requests failed under {policy}: {failed[0].error}: {failed[0].message}")
 
 
 def _all_at_once(bench: Bench, url: str, found: dict[str, Any]) -> float:
@@ -182,48 +197,6 @@ def _all_at_once(bench: Bench, url: str, found: dict[str, Any]) -> float:
     found["endings"] = [dataclasses.asdict(ending) for ending in endings]
     found["asked"] = [dataclasses.asdict(Job(inputs[number], len(token_ids[number]))) for number in range(len(samples))]
     return max(sample.ended for sample in samples) - min(sample.started for sample in samples)
-
-
-def endings_of(found: Mapping[str, Any]) -> list[Ending]:
-    return [Ending(**ending) for ending in found["endings"]]
-
-
-def arrivals(found: Mapping[str, Any], load: float, arguments: argparse.Namespace) -> list[Job]:
-    """Poisson, the same for every policy and round."""
-    jobs = [Job(ending.input_tokens, ending.output_tokens) for ending in endings_of(found)]
-    costs = _machine(found, arguments).cost_model()
-    return arrive(jobs, load, costs, pattern="poisson", random_=random.Random(arguments.seed))
-
-
-def predict(found: Mapping[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the simulator says of each load and policy, with what steps cost when all asked at once."""
-    return [
-        row(policy, load, _simulate(arrivals(found, load, arguments), policy, found, arguments))
-        for load in arguments.load
-        for policy in arguments.policy
-    ]
-
-
-def all_at_once_simulated_s(found: Mapping[str, Any], arguments: argparse.Namespace) -> float:
-    """What the simulator makes of the run that the costs are from."""
-    jobs = [Job(**job) for job in found["asked"]]
-    return _simulate(jobs, COST_AWARE, found, arguments).seconds
-
-
-def _machine(found: Mapping[str, Any], arguments: argparse.Namespace) -> Machine:
-    return Machine(
-        StepCosts(**found["costs_s"]),
-        max_num_seqs=arguments.max_seqs,
-        max_batched_tokens=arguments.max_batched_tokens,
-        max_model_len=arguments.max_model_len,
-        link_bytes_per_s=LINK_BYTES_PER_S,
-        windows=AttentionWindows.of_layers(found["windows"]),
-        **SWAPPING,
-    )
-
-
-def _simulate(jobs: Sequence[Job], policy: str, found: Mapping[str, Any], arguments: argparse.Namespace) -> Run:
-    return simulate(jobs, policy, _machine(found, arguments), lambda: None)
 
 
 def _figures(samples: Sequence[Sample]) -> dict[str, list[float]]:
@@ -290,7 +263,7 @@ def main() -> None:
         sys.exit(str(error))
     summarize_costs(found, all_at_once_simulated_s(found, arguments), console)
     if found["runs"]:
-        summarize_runs(found, predict(found, arguments), console)
+        summarize_runs(found, [predict(run, found, arguments) for run in found["runs"]], console)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from policy_prediction import POLICIES
 from rich.console import Console
 
 _MEASURES = {
@@ -26,7 +27,7 @@ def summarize_costs(found: Found, simulated_s: float, console: Console) -> None:
 
 
 def summarize_runs(found: Found, predicted: Sequence[Found], console: Console) -> None:
-    """Medians over the rounds, in seconds; ratios to fcfs are medians of the rounds' own."""
+    """``predicted``: of each run. Medians over the rounds, in seconds; ratios to fcfs are medians of the rounds' own."""
     other = sum(run["answers_of_other_length"] for run in found["runs"])
     console.print(
         f"{len(found['runs'])} runs of {len(found['endings'])} requests; {other} answers were of another length than expected"
@@ -34,34 +35,31 @@ def summarize_runs(found: Found, predicted: Sequence[Found], console: Console) -
     lines = ["| load | policy | measure | s | / fcfs | simulated s | simulated / fcfs | off by |"]
     lines.append("| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for load in sorted({run["load"] for run in found["runs"]}):
-        runs = [run for run in found["runs"] if run["load"] == load]
-        guesses = {guess["policy"]: guess for guess in predicted if guess["load"] == load}
-        for policy in guesses:
-            lines += [_line(load, policy, name, runs, guesses) for name in _MEASURES]
+        runs = [(run, guess) for run, guess in zip(found["runs"], predicted, strict=True) if run["load"] == load]
+        for policy in dict.fromkeys(sorted((run["policy"] for run, _ in runs), key=POLICIES.index)):
+            lines += [_line(load, policy, name, runs) for name in _MEASURES]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _line(load: float, policy: str, name: str, runs: Sequence[Found], guesses: Mapping[str, Found]) -> str:
+def _line(load: float, policy: str, name: str, runs: Sequence[tuple[Found, Found]]) -> str:
     measure, statistic = _MEASURES[name]
-    by_round: dict[int, dict[str, float]] = {}
-    for run in runs:
-        by_round.setdefault(run["round"], {})[run["policy"]] = _statistic(run[measure], statistic)
-    seconds = statistics.median(values[policy] for values in by_round.values() if policy in values)
-    ratio = statistics.median(values[policy] / values["fcfs"] for values in by_round.values() if policy in values)
-    guess, guess_base = (guesses[which][measure][statistic] for which in (policy, "fcfs"))
-    off = ratio / (guess / guess_base) - 1
-    cells = (
-        f"{load:g}",
-        policy,
-        name,
-        f"{seconds:.3g}",
-        f"{ratio:.2f}",
-        f"{guess:.3g}",
-        f"{guess / guess_base:.2f}",
-        f"{off:+.0%}",
+    measured: dict[int, dict[str, float]] = {}
+    guessed: dict[int, dict[str, float]] = {}
+    for run, guess in runs:
+        measured.setdefault(run["round"], {})[run["policy"]] = _statistic(run[measure], statistic)
+        guessed.setdefault(run["round"], {})[run["policy"]] = guess[measure][statistic]
+    (seconds, ratio), (guess_s, guess_ratio) = (_medians(policy, by_round) for by_round in (measured, guessed))
+    cells = (f"{load:g}", policy, name, f"{seconds:.3g}", f"{ratio:.2f}", f"{guess_s:.3g}", f"{guess_ratio:.2f}")
+    return f"| {' | '.join(cells)} | {ratio / guess_ratio - 1:+.0%} |"
+
+
+def _medians(policy: str, by_round: Mapping[int, Mapping[str, float]]) -> tuple[float, float]:
+    """Of seconds, and of their ratios to fcfs."""
+    rounds = [values for values in by_round.values() if policy in values]
+    return statistics.median(values[policy] for values in rounds), statistics.median(
+        values[policy] / values["fcfs"] for values in rounds
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def _statistic(values: Sequence[float], name: str) -> float:
