@@ -102,6 +102,7 @@ COLLECTOR = Collector()
 
 
 def measure(policy: str, waiting: int, *, pool: str, steps: int) -> dict[str, Any]:
+    gc.collect()  # what other queues were made of
     queue = Queue(policy, waiting, pool_tokens=RUNNING * (200 if pool == "full" else 2048), repeated=pool == "repeated")
     for _ in range(steps // 4):
         queue.step()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 
 WHOLE_PREFIXES = 1024
 """Prefixes that are found again at once: prompts that come up again and again, and whoever waits to be let in."""
@@ -149,13 +149,13 @@ class BlockPool:
         counts = self._ref_counts
         return [block for block in blocks if not counts[block]]
 
-    def last_held(self, blocks: Iterable[int], dropped: MutableMapping[int, int]) -> list[int]:
+    def last_held(self, blocks: Iterable[int], dropped: MutableSequence[int]) -> list[int]:
         """Drop a reference to each, in thought: those that have none left then. ``dropped``: such references, by block; these are
         added."""
-        counts, get = self._ref_counts, dropped.get
+        counts = self._ref_counts
         freed = list[int]()
         for block in blocks:
-            dropped[block] = number = get(block, 0) + 1
+            dropped[block] = number = dropped[block] + 1
             if number == counts[block]:
                 freed.append(block)
         return freed

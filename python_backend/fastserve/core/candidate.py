@@ -33,17 +33,20 @@ class PlannedReferences:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._dropped: dict[int, int] = {}  # references, by block
+        self._dropped: list[int] = []  # references, by block; empty as long as there are none
         self._kept: set[int] = set()  # blocks with references that the plan adds
         self._freed: set[int] = set()  # blocks that were held, nobody holds now, and can be found
 
     def is_shared(self, block: int) -> bool:
         """Whether one that is held has more than one holder."""
-        return block in self._kept or self._pool.ref_count(block) - self._dropped.get(block, 0) > 1
+        dropped = self._dropped[block] if self._dropped else 0
+        return block in self._kept or self._pool.ref_count(block) - dropped > 1
 
     def drop(self, blocks: Collection[int]) -> int:
         """Drop one to each; how many blocks have none left."""
         freed = 0
+        if not self._dropped:
+            self._dropped = [0] * self._pool.num_blocks
         for block in self._pool.last_held(blocks, self._dropped):
             if block not in self._kept:
                 freed += 1

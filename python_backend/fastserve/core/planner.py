@@ -35,6 +35,7 @@ from fastserve.core.step_limits import PrefillBudget, StepLimits
 from fastserve.core.swap_choice import Movable, Room, choose_swaps, next_schedule_times
 from fastserve.core.swapper import Swapper, first_tier
 
+_SWAPPED = SequenceStatus.SWAPPED
 PROMPT_ROWS = 64
 """Rows of logits that one iteration computes for the log-probabilities of prompts: a row is as wide as the vocabulary."""
 
@@ -76,9 +77,11 @@ class Planner:
             if len(chunks) == places or sequence in self._preempted or sequence in self._swapped_out:
                 break  # everything less urgent has given way too
             self._passed.add(sequence)
-            if sequence.status is SequenceStatus.SWAPPED and not self._bring_in(candidate):
+            if sequence.status is _SWAPPED and not self._bring_in(candidate):
                 continue
-            wanted = 1 if candidate.is_decode else min(prefills.longest(candidate), self._row_limit(candidate))
+            wanted = 1 if candidate.is_decode else prefills.longest(candidate)
+            if sequence.num_prompt_logprobs and not candidate.is_decode:
+                wanted = min(wanted, self._row_limit(candidate))
             num_tokens = self._take_blocks(candidate, wanted) if candidate.new_blocks or candidate.cached else wanted
             if num_tokens > 0:
                 reaches_end = num_tokens == candidate.uncomputed
@@ -106,7 +109,7 @@ class Planner:
             if sequence.rests:
                 continue
             candidate = self._candidate(sequence)
-            swapped = sequence.status is SequenceStatus.SWAPPED
+            swapped = sequence.status is _SWAPPED
             arriving = self._swapper.arriving(sequence) if swapped else ()
             if not (sequence.block_table or arriving) and selected:
                 fits = room.fits(candidate.new_blocks + promised + len(selected), candidate)
@@ -126,7 +129,7 @@ class Planner:
             uncomputed, num_held = num_tokens - start, len(sequence.block_table)
             new_blocks = max(0, num_blocks - num_held) + (self._references.shared_write(sequence) is not None)
             return Candidate(sequence, start, uncomputed, num_held, new_blocks, uncomputed == 1)
-        if sequence.status is SequenceStatus.SWAPPED:
+        if sequence.status is _SWAPPED:
             num_held = len(self._swapper.arriving(sequence))
             return Candidate(sequence, start, num_tokens - start, num_held, max(0, num_blocks - num_held), is_decode=False)
         cached, start = self._cache.match(sequence)
@@ -161,9 +164,12 @@ class Planner:
 
     def _take_blocks(self, candidate: Candidate, num_tokens: int) -> int:
         """Room for the chunk, by making less urgent sequences give way if need be; how many of its tokens get room."""
-        while (missing := self._blocks_missing(candidate, num_tokens)) > self._free + self._leaving and self._make_way():
-            pass
-        references = self._references
+        references, tokens_after = self._references, candidate.start + num_tokens
+        new_blocks = max(0, -(-tokens_after // self._block_size) - candidate.num_held)
+        # Who gives way may leave shared blocks to their last holder, and cached ones to nobody.
+        while (missing := new_blocks + self._further_blocks(candidate, num_tokens)) > self._free + self._leaving:
+            if not self._make_way():
+                break
         if missing > self._free:
             spare = self._free - references.num_idle(candidate) - (references.shared_write(candidate.sequence) is not None)
             num_slots = (candidate.num_held + spare) * self._block_size
@@ -256,12 +262,11 @@ class Planner:
             return candidate.uncomputed
         return max(0, sequence.num_prompt_logprobs_known - candidate.start) + self._prompt_rows
 
-    def _blocks_missing(self, candidate: Candidate, num_tokens: int) -> int:
-        """Free blocks that the sequence takes to compute ``num_tokens`` tokens: new ones, a copy of a shared one among them, and
-        cached ones that nobody holds."""
-        missing = max(0, -(-(candidate.start + num_tokens) // self._block_size) - candidate.num_held)
+    def _further_blocks(self, candidate: Candidate, num_tokens: int) -> int:
+        """Free blocks that the sequence takes, beside those for more tokens than it has room for: cached ones that nobody holds,
+        or a copy of a shared one."""
         if not num_tokens:
-            return missing
+            return 0
         if candidate.cached:  # what follows them is written to new ones
-            return missing + self._references.num_idle(candidate)
-        return missing + (self._references.shared_write(candidate.sequence) is not None)
+            return self._references.num_idle(candidate)
+        return self._references.shared_write(candidate.sequence) is not None

@@ -24,6 +24,7 @@ class PoolRoom:
     def __init__(self, pool: BlockPool, num_holders: int) -> None:
         """``num_holders``: sequences that hold blocks."""
         self._pool = pool
+        self._num_free = pool.num_free
         self._others = num_holders  # that hold blocks and are not selected
         self._idle: set[int] = set()  # cached blocks that nobody holds and a selected sequence takes over
         self._taken: set[int] = set()  # blocks of those that are selected, but for:
@@ -37,7 +38,8 @@ class PoolRoom:
             self._take(candidate.sequence.block_table)
         elif blocks := candidate.cached or arriving:
             self._take(blocks)
-            self._idle.update(candidate.idle)
+            if candidate.idle:
+                self._idle.update(candidate.idle)
 
     def _take(self, blocks: Collection[int]) -> None:
         self._uncounted.append(blocks)
@@ -46,7 +48,7 @@ class PoolRoom:
     def fits(self, num_blocks: int, candidate: Candidate) -> bool:
         """Whether there is room for so many new blocks beside the candidate's cached ones, if everybody else gives way."""
         idle = len(set(candidate.idle) - self._idle) if candidate.idle else 0
-        if num_blocks <= self._pool.num_free - len(self._idle) - idle:
+        if num_blocks <= self._num_free - len(self._idle) - idle:
             return True
         if not self._others:
             return False

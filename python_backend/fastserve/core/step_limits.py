@@ -32,10 +32,12 @@ class PrefillBudget:
         self._pair_tokens = limits.pair_tokens if decodes else 0.0
         self._windows = limits.windows
         self._least = min(block_size, LEAST_TOKENS)
+        self._whole = 0.0  # cost of all tokens of the candidate that was asked for last
 
     def longest(self, candidate: Candidate) -> int:
         """Tokens of the candidate that may be computed."""
-        if self._cost(candidate, candidate.uncomputed) <= self._left:
+        self._whole = self._cost(candidate, candidate.uncomputed)
+        if self._whole <= self._left:
             return candidate.uncomputed
         longest = int(self._left)
         if self._pair_tokens:
@@ -43,8 +45,9 @@ class PrefillBudget:
         return min(candidate.uncomputed, longest)
 
     def spend(self, candidate: Candidate, num_tokens: int) -> None:
-        """A chunk of ``num_tokens`` tokens is planned."""
-        self._left = max(0.0, self._left - self._cost(candidate, num_tokens))
+        """A chunk of ``num_tokens`` tokens is planned, of the candidate that :meth:`longest` was asked for last."""
+        cost = self._whole if num_tokens == candidate.uncomputed else self._cost(candidate, num_tokens)
+        self._left = max(0.0, self._left - cost)
         if num_tokens:
             self._least = 0
 

@@ -98,14 +98,17 @@ class JobLevels:
             yield self._promoted_place(job), job
 
     def _promoted(self, waiting: Iterable[Job], now: float) -> Iterator[tuple[Mark, Job]]:
-        for job in waiting:
-            if not self._starves(job, now):
+        starvation_s = self._starvation_s
+        for job in waiting:  # all below the top
+            since, mark = job.served
+            if since + starvation_s > now:
                 return
-            yield self._promoted_place(job), job
+            yield (since + starvation_s, mark), job
 
     def below_top(self, level: int, now: float) -> Iterator[tuple[Mark, Job]]:
         """Jobs of a level but 0 that are not promoted, in order of place."""
-        return (entry for entry in self._levels[level] if not self._starves(entry[1], now))
+        starvation_s = self._starvation_s
+        return (entry for entry in self._levels[level] if entry[1].served[0] + starvation_s > now)
 
     def served_of_late(self, now: float) -> Iterator[Job]:
         """Jobs below the top that are not promoted, in any order."""
