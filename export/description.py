@@ -116,7 +116,7 @@ def reordered_bytes(graph: ir.Graph) -> int:
     lookups in tables. Ours read weights as they are."""
     matrices = {
         value.name: value.const_value
-        for node in graph
+        for node in graph.all_nodes()
         if node.domain != DOMAIN and node.op_type != "Gather"
         for value in node.inputs
         if value is not None and value.const_value is not None and value.const_value.shape.rank() > 1

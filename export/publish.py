@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastserve.errors import ToolError
+from fastserve.errors import ConfigError, ToolError
 from fastserve.export.config_pbtxt import is_as_rendered, is_ours, kv_cache_dtype_in, kv_cache_dtype_of, render_config_pbtxt
 from fastserve.export.options import CONFIG_FILE, ExportOptions
 from fastserve.export.text_format import Message, parse_text_format
@@ -53,13 +53,16 @@ class ServedCache:
 
 def served_cache(target: Path, options: ExportOptions) -> ServedCache:
     """By the config.pbtxt that will lie beside ``target``. The user's own stays; one that an export wrote, and nobody touched,
-    becomes this export's. Raises ToolError or ConfigError for one that is none."""
+    becomes this export's. Raises ToolError for one that is none."""
     usual = kv_cache_dtype_of(options.device, options.dtype)
     if not has_config(target):
         return ServedCache(usual)
     config = target.parent / CONFIG_FILE
     text = _read_config(config)
-    asked = kv_cache_dtype_in(_parse_config(config, text))
+    try:
+        asked = kv_cache_dtype_in(_parse_config(config, text))
+    except ConfigError as error:
+        raise ToolError(f"{config}: {error}; mend it, or choose another --name") from None
     if asked == usual:
         return ServedCache(usual)
     if is_as_rendered(text):

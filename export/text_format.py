@@ -1,7 +1,8 @@
 """Reads the text format of protocol buffers, in which config.pbtxt is written, without knowing the messages.
 
 Triton's client package would know them; an export does without it. The grammar is that of protobuf.dev, "Text Format Language
-Specification", but for extensions and ``Any``, which no config.pbtxt has.
+Specification", but for extensions and ``Any``, which no config.pbtxt has; a missing colon and a last comma in a list, which
+Triton refuses, are let pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _TOKEN = re.compile(
     |(?P<unknown>\S))""",
     re.VERBOSE,
 )
-_ESCAPE = re.compile(r"\\(?:x(?P<hex>[0-9a-fA-F]{1,2})|(?P<octal>[0-7]{1,3})|u(?P<unicode>[0-9a-fA-F]{4})|(?P<sign>.))")
+_ESCAPE = re.compile(
+    r"\\(?:x(?P<hex>[0-9a-fA-F]{1,2})|(?P<octal>[0-7]{1,3})|u(?P<unicode>[0-9a-fA-F]{4})|U(?P<long>[0-9a-fA-F]{8})|(?P<sign>.))"
+)
 _SIGNS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _CLOSING = {"{": "}", "<": ">"}
 _DEEPEST = 100
@@ -132,6 +135,6 @@ def _escaped(escape: re.Match[str]) -> bytes:
         return bytes([int(escape["hex"], 16)])
     if escape["octal"]:
         return bytes([int(escape["octal"], 8) & 0xFF])
-    if escape["unicode"]:
-        return chr(int(escape["unicode"], 16)).encode(errors="replace")
+    if code := escape["unicode"] or escape["long"]:
+        return chr(int(code, 16)).encode(errors="replace")
     return _SIGNS.get(escape["sign"], escape["sign"]).encode()

@@ -1,6 +1,6 @@
 """Norms and gated activations that one product alone reads become a part of it: no operation and no tensor of their own.
 
-The rows of a product are computed right before they are quantised or multiplied. What they give is the same, to the bit.
+The rows of a product are computed right before they are quantised. What they give is the same, to the bit.
 """
 
 from __future__ import annotations

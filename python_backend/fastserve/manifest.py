@@ -44,8 +44,8 @@ class TensorSpec:
 class GraphSpec:
     """One ONNX graph. ``files`` maps a KV element type ("fp32", "fp16", "int8"; "none" without a cache) to its .onnx file;
     the variants share one external weight file and differ only in the type and shape of their cache inputs.
-    ``reordered_bytes``: weights that ONNX Runtime brings into an order of its own when it loads the graph, copying them; None: an
-    export of before they were counted."""
+    ``reordered_bytes``: weights that ONNX Runtime brings into an order of its own when it loads the graph, copying them; None:
+    they were not counted, in an import of an ONNX file or by an older export."""
 
     files: dict[str, str]
     inputs: tuple[TensorSpec, ...]

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import fastserve
-from fastserve.errors import ConfigError, ToolError
+from fastserve.errors import ToolError
 from fastserve.export.config_pbtxt import kv_cache_dtype_in, render_config_pbtxt
 from fastserve.export.options import ExportOptions
 from fastserve.export.publish import ServedCache, check_target, served_cache, staged_version
@@ -132,7 +132,7 @@ def test_a_config_that_is_none_or_asks_for_what_no_cache_is_is_refused_before_an
     export_a_file(ExportOptions(tmp_path))
     config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, force=True)
     config.write_text('backend: "fastserve"\nparameters { key: "kv_cache_dtype" value: { string_value: "bf16" } }')
-    with pytest.raises(ConfigError, match="kv_cache_dtype: got 'bf16', allowed: fp32 or fp16 or int8"):
+    with pytest.raises(ToolError, match=r"config\.pbtxt: kv_cache_dtype: got 'bf16', allowed: fp32 or fp16 or int8; mend it"):
         served_cache(check_target(options, "model"), options)
     config.write_text('backend: "fastserve"\ninput [')
     with pytest.raises(ToolError, match=r"config.pbtxt is no configuration \(line 2: got 'the end', allowed: a value\); mend it"):

@@ -12,7 +12,7 @@ from fastserve.export.text_format import parse_text_format
 WRITTEN_BY_HAND = r"""
 # A comment { with a brace
 name: 'model'; backend: "fast" 'serve', max_batch_size: 8
-input [ { name: "a" data_type: TYPE_FP32 dims: [ -1, 3 ] }, { name: "b\tc\x41\303\251\"" dims: 1 dims: 2 } ]
+input [ { name: "a" data_type: TYPE_FP32 dims: [ -1, 3 ] }, { name: "b\tc\x41\303\251\"\U00000061" dims: 1 dims: 2 } ]
 output < name: "y" reshape { shape: [ ] } >   # < another
 parameters: { key: "one" value: { string_value: "# no comment" } }
 parameters { key: "two", value < string_value: "{" > }

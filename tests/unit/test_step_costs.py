@@ -96,7 +96,9 @@ def test_limits_that_are_left_open_are_the_same_at_every_start_whatever_was_lear
         assert dataclasses.replace(limits(engine), pair_tokens=0.0) == dataclasses.replace(first, pair_tokens=0.0)
     with caplog.at_level(logging.INFO):
         log_costs(EngineConfig(), engine.cost_model, profiled)
-    assert f"batches of {first.max_num_seqs} sequences and {first.max_batched_tokens} tokens suit these costs" in caplog.text
+    assert (
+        f"batches of {first.max_num_seqs} sequences and {first.max_batched_tokens} tokens suit what was measured" in caplog.text
+    )
 
 
 def test_an_engine_that_nobody_gave_a_file_keeps_nothing(tmp_path):

@@ -15,7 +15,6 @@ digest is given by ``core/prefix_cache.py`` and stands for all that a block hold
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, MutableSequence, Sequence
 
@@ -118,14 +117,16 @@ class BlockPool:
         known = self._blocks
         if not digests or digests[0] not in known:
             return ()
-        if (whole := self._whole.get(digests[-1])) is None:
-            try:  # no line of Python for each block
-                whole = tuple(map(known.__getitem__, digests))
-            except KeyError:
-                return tuple(map(known.__getitem__, itertools.takewhile(known.__contains__, digests)))
-            if len(self._whole) == WHOLE_PREFIXES:
-                self._whole.clear()
-            self._whole[digests[-1]] = whole
+        if (whole := self._whole.get(digests[-1])) is not None:
+            return whole
+        blocks = list[int]()
+        try:  # no line of Python for each block
+            blocks.extend(map(known.__getitem__, digests))
+        except KeyError:
+            return tuple(blocks)  # those before it
+        if len(self._whole) == WHOLE_PREFIXES:
+            self._whole.clear()
+        self._whole[digests[-1]] = whole = tuple(blocks)
         return whole
 
     def digest(self, block: int) -> bytes | None:
@@ -163,6 +164,10 @@ class BlockPool:
     def ref_counts(self) -> tuple[int, ...]:
         """A snapshot, by block id."""
         return tuple(self._ref_counts)
+
+    def whole_prefixes(self) -> tuple[tuple[bytes, tuple[int, ...]], ...]:
+        """A snapshot of the prefixes that are found at once: the last digest and the blocks of each."""
+        return tuple(self._whole.items())
 
     def blank_blocks(self) -> tuple[int, ...]:
         """A snapshot of the free blocks without digests."""

@@ -49,6 +49,9 @@ def _cache_violations(scheduler: Scheduler) -> list[str]:
     pool = scheduler.pool
     digests = pool.digests()
     found = [f"block {block} is not found by its digest" for block, digest in digests.items() if pool.find(digest) != block]
+    for digest, blocks in pool.whole_prefixes():
+        if pool.find(digest) != blocks[-1] or any(block not in digests for block in blocks):
+            found.append(f"blocks {blocks} are found at once, though not all can be found")
     if len(set(digests.values())) != len(digests):
         found.append("two blocks have the same digest")
     if named := set(pool.blank_blocks()) & set(digests):

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastserve import __version__
 from fastserve.config import EngineConfig
 from fastserve.core.cost_model import MIN_SECONDS, CostModel, read_costs
 from fastserve.core.step_work import StepCosts
@@ -30,7 +31,7 @@ from fastserve.worker.session import RUNTIME_VERSION, count_cores
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = ("max_num_seqs", "max_batched_tokens", "block_size", "kv_cache_dtype")
+_SETTINGS = ("max_num_seqs", "max_batched_tokens", "block_size", "kv_cache_dtype", "spinning")
 """Fields of the configuration that change what a step costs or what a profile looks like."""
 _PROFILED = "profiled"
 
@@ -46,7 +47,8 @@ def circumstances(manifest: ModelManifest, config: EngineConfig, num_threads: in
         "cores": str(count_cores()),
         "threads": str(num_threads),
         "onnxruntime": RUNTIME_VERSION,
-        "fastserve": manifest.fastserve_version,
+        "fastserve": __version__,
+        "exported with": manifest.fastserve_version,
         **{name: str(getattr(config, name)) for name in _SETTINGS},
     }
 
