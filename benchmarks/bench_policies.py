@@ -30,7 +30,7 @@ from policy_workload import MARGIN, Ask, Ending, asks_of, ending_near, parameter
 from report import RESULTS, SEED, processor, write_json
 from rich.console import Console
 
-from fastserve.core.step_work import TERMS
+from fastserve.core.cost_model import read_costs
 from fastserve.errors import FastServeError, ToolError
 from fastserve.manifest import ModelManifest
 from fastserve.simulator.workload import Job
@@ -111,8 +111,7 @@ def _serving(bench: Bench, policy: str) -> Iterator[tuple[str, dict[str, float]]
             _fill_memory(bench, triton.grpc_url, policy)
             yield triton.grpc_url, costs_s
         (file,) = work.glob("cache/costs-*.json")
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        costs_s.update({name: kept[name] for name in TERMS})
+        costs_s.update(dataclasses.asdict(read_costs(json.loads(file.read_text(encoding="utf-8")))))
 
 
 def _fill_memory(bench: Bench, url: str, policy: str) -> None:

@@ -29,7 +29,7 @@ def measure(arguments: argparse.Namespace, items: list[Item], stream_interval: i
     return record, {"version": fastserve.__version__, "peak_bytes": peak}
 
 
-async def serve(url: str, items: list[Item], stream_interval: int = 1) -> peer.Record:
+async def serve(url: str, items: list[Item], stream_interval: int) -> peer.Record:
     """A stream for each request, all on one channel."""
     async with grpc.aio.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]

@@ -11,13 +11,13 @@ from fastserve.export.attention import DOMAIN
 from fastserve.export.rewrites import gated_activation, norms, quantization
 from fastserve.export.rewrites.graph_edits import new_node, replace
 
-_FIRST_INPUT = {quantization.OPERATOR: 4}
+_FIRST_INPUT = 4
 """Of a norm's weight, bias and skip among a product's inputs; its attributes are in ``worker/kernels/row_prologue.h``."""
 
 
 def fuse_prologues(graph: ir.Graph) -> None:
-    """Let each product of ours that is the only reader of a norm or a gated activation compute it."""
-    for product in [node for node in graph if node.domain == DOMAIN and node.op_type in _FIRST_INPUT]:
+    """Let each int8 product that is the only reader of a norm or a gated activation compute it."""
+    for product in [node for node in graph if node.domain == DOMAIN and node.op_type == quantization.OPERATOR]:
         before = product.inputs[0].producer() if product.inputs[0] is not None else None
         if before is None or before.domain != DOMAIN or not _only_reader(product, before.outputs[0]):
             continue
@@ -41,7 +41,7 @@ def _fuse(
     attributes: dict[str, int | float | str],
 ) -> None:
     """``operands``: what ``before`` reads beside its rows."""
-    own = [*product.inputs[1:], None, None, None][: _FIRST_INPUT[product.op_type] - 1]
+    own = [*product.inputs[1:], None, None, None][: _FIRST_INPUT - 1]
     inputs = [before.inputs[0], *own, *operands]
     while inputs[-1] is None:
         inputs.pop()

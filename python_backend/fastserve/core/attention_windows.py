@@ -41,6 +41,13 @@ class AttentionWindows:
         end = start + num_tokens
         return self._mean(end, lambda size: min(end, size - 1 + num_tokens)) if self.sizes else end
 
+    def reads_and_pairs(self, start: int, num_tokens: int) -> tuple[float, float]:
+        """Of a chunk. What a single token attends to is what is read, so most decodes' windows are looked at once."""
+        if num_tokens == 1:
+            positions = self.positions(start + 1)
+            return positions, positions
+        return self.reads(start, num_tokens), self.pairs(start, num_tokens)
+
     def reads_in_chunks(self, num_tokens: int, most: int) -> float:
         """Sum of :meth:`reads` over the chunks of a text of ``num_tokens`` tokens, each but the last ``most`` long."""
         full, rest = divmod(num_tokens, most)

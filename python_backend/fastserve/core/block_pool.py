@@ -16,7 +16,7 @@ digest is given by ``core/prefix_cache.py`` and stands for all that a block hold
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, Sequence
 
 WHOLE_PREFIXES = 1024
 """Prefixes that are found again at once: prompts that come up again and again, and whoever waits to be let in."""
@@ -114,14 +114,13 @@ class BlockPool:
 
     def find_prefix(self, digests: Sequence[bytes]) -> tuple[int, ...]:
         """The blocks with these contents, up to the first that is not there. ``digests``: each stands for all before it, too."""
-        known = self._blocks
-        if not digests or digests[0] not in known:
+        if not digests:
             return ()
         if (whole := self._whole.get(digests[-1])) is not None:
             return whole
         blocks = list[int]()
         try:  # no line of Python for each block
-            blocks.extend(map(known.__getitem__, digests))
+            blocks.extend(map(self._blocks.__getitem__, digests))
         except KeyError:
             return tuple(blocks)  # those before it
         if len(self._whole) == WHOLE_PREFIXES:
@@ -150,20 +149,9 @@ class BlockPool:
         counts = self._ref_counts
         return [block for block in blocks if not counts[block]]
 
-    def last_held(self, blocks: Iterable[int], dropped: MutableSequence[int]) -> list[int]:
-        """Drop a reference to each, in thought: those that have none left then. ``dropped``: such references, by block; these are
-        added."""
-        counts = self._ref_counts
-        freed = list[int]()
-        for block in blocks:
-            dropped[block] = number = dropped[block] + 1
-            if number == counts[block]:
-                freed.append(block)
-        return freed
-
-    def ref_counts(self) -> tuple[int, ...]:
-        """A snapshot, by block id."""
-        return tuple(self._ref_counts)
+    def ref_counts(self) -> list[int]:
+        """A copy, by block id."""
+        return self._ref_counts.copy()
 
     def whole_prefixes(self) -> tuple[tuple[bytes, tuple[int, ...]], ...]:
         """A snapshot of the prefixes that are found at once: the last digest and the blocks of each."""

@@ -33,33 +33,28 @@ class PlannedReferences:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._dropped: list[int] = []  # references, by block; empty as long as there are none
+        self._left: list[int] = []  # references that are not dropped, by block; empty as long as none is
         self._kept: set[int] = set()  # blocks with references that the plan adds
         self._freed: set[int] = set()  # blocks that were held, nobody holds now, and can be found
 
     def is_shared(self, block: int) -> bool:
         """Whether one that is held has more than one holder."""
-        dropped = self._dropped[block] if self._dropped else 0
-        return block in self._kept or self._pool.ref_count(block) - dropped > 1
+        return block in self._kept or (self._left[block] if self._left else self._pool.ref_count(block)) > 1
 
     def drop(self, blocks: Collection[int]) -> int:
         """Drop one to each; how many blocks have none left."""
-        freed = 0
-        if not self._dropped:
-            self._dropped = [0] * self._pool.num_blocks
-        for block in self._pool.last_held(blocks, self._dropped):
-            if block not in self._kept:
-                freed += 1
-                if self._pool.digest(block) is not None:
-                    self._freed.add(block)
-        return freed
+        left = self._left = self._left or self._pool.ref_counts()
+        for block in blocks:
+            left[block] -= 1
+        freed = [block for block in blocks if not left[block] and block not in self._kept]
+        self._freed.update(block for block in freed if self._pool.digest(block) is not None)
+        return len(freed)
 
     def take_over(self, candidate: Candidate) -> None:
         """Add one to each of its cached blocks."""
-        if candidate.cached:
-            self._kept.update(candidate.cached)
-            if self._freed:
-                self._freed.difference_update(candidate.cached)
+        self._kept.update(candidate.cached)
+        if self._freed:
+            self._freed.difference_update(candidate.cached)
 
     def num_idle(self, candidate: Candidate) -> int:
         """How many of its cached blocks nobody holds at this point of the plan."""

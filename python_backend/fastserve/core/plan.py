@@ -68,12 +68,9 @@ class StepPlan:
             num_tokens, start = chunk.num_tokens, chunk.start
             tokens += num_tokens
             rows += chunk.samples
-            if num_tokens == 1:  # what it attends to is what is read
-                positions = windows.positions(start + 1)
-                reads, pairs = reads + positions, pairs + positions
-            else:
-                reads += windows.reads(start, num_tokens)
-                pairs += windows.pairs(start, num_tokens)
+            more_reads, more_pairs = windows.reads_and_pairs(start, num_tokens)
+            reads += more_reads
+            pairs += more_pairs
             if num_tokens > 1 or not chunk.samples:  # a part of a prompt
                 rows += len(chunk.prompt_rows)
         return StepWork(tokens, rows, reads, pairs)

@@ -48,7 +48,6 @@ class Planner:
         self._limits = limits
         self._cache = cache
         self._pool = cache.pool
-        self._block_size = cache.pool.block_size
         self._swapper = swapper
         self._policy = policy
         self._now = now
@@ -124,7 +123,7 @@ class Planner:
 
     def _candidate(self, sequence: Sequence) -> Candidate:
         start, num_tokens = sequence.num_computed, sequence.num_tokens
-        num_blocks = -(-num_tokens // self._block_size)
+        num_blocks = self._pool.blocks_for(num_tokens)
         if sequence.block_table:
             uncomputed, num_held = num_tokens - start, len(sequence.block_table)
             new_blocks = max(0, num_blocks - num_held) + (self._references.shared_write(sequence) is not None)
@@ -164,15 +163,15 @@ class Planner:
 
     def _take_blocks(self, candidate: Candidate, num_tokens: int) -> int:
         """Room for the chunk, by making less urgent sequences give way if need be; how many of its tokens get room."""
-        references, tokens_after = self._references, candidate.start + num_tokens
-        new_blocks = max(0, -(-tokens_after // self._block_size) - candidate.num_held)
+        references = self._references
+        new_blocks = self._pool.blocks_missing(candidate.num_held, candidate.start + num_tokens)
         # Who gives way may leave shared blocks to their last holder, and cached ones to nobody.
         while (missing := new_blocks + self._further_blocks(candidate, num_tokens)) > self._free + self._leaving:
             if not self._make_way():
                 break
         if missing > self._free:
             spare = self._free - references.num_idle(candidate) - (references.shared_write(candidate.sequence) is not None)
-            num_slots = (candidate.num_held + spare) * self._block_size
+            num_slots = (candidate.num_held + spare) * self._pool.block_size
             num_tokens = max(0, min(num_tokens, num_slots - candidate.start))
         self._promise(missing)
         if num_tokens and candidate.cached:

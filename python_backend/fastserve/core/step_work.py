@@ -22,7 +22,7 @@ class StepWork(NamedTuple):
 
 def chunk_work(start: int, num_tokens: int, rows: int, windows: AttentionWindows = EVERYTHING) -> StepWork:
     """Of a chunk of ``num_tokens`` tokens after ``start`` others."""
-    return StepWork(num_tokens, rows, windows.reads(start, num_tokens), windows.pairs(start, num_tokens))
+    return StepWork(num_tokens, rows, *windows.reads_and_pairs(start, num_tokens))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -62,13 +62,18 @@ void parallel_stages(const ort::Api& api, const ort::KernelContext* context, siz
   });
 }
 
-// Calls body(first, last) for `rows` rows, `at_once` at a time, the last call fewer.
+// The item of a loop that calls body(first, last) for `rows` rows, `at_once` at a time, the last call fewer. body must outlive it.
 template <class Body>
-void parallel_rows(const ort::Api& api, const ort::KernelContext* context, int64_t rows, int64_t at_once, const Body& body) {
-  parallel_for(api, context, static_cast<size_t>((rows + at_once - 1) / at_once), [&](size_t item) {
+auto rows_of_item(int64_t rows, int64_t at_once, const Body& body) {
+  return [rows, at_once, &body](size_t item) {
     const int64_t first = static_cast<int64_t>(item) * at_once;
     body(first, std::min(rows, first + at_once));
-  });
+  };
+}
+
+template <class Body>
+void parallel_rows(const ort::Api& api, const ort::KernelContext* context, int64_t rows, int64_t at_once, const Body& body) {
+  parallel_for(api, context, static_cast<size_t>((rows + at_once - 1) / at_once), rows_of_item(rows, at_once, body));
 }
 
 }  // namespace fastserve

@@ -117,14 +117,12 @@ struct QuantizedMatMulKernel {
     const Scratch prepared(prologue.none() ? 0 : static_cast<size_t>(items * k) * sizeof(float));  // a row of each item
     const int64_t num_panels = divide_up(n, kPanelChannels);
     const OutputCut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
-    const auto quantize = [&](size_t item) {
-      const int64_t first = static_cast<int64_t>(item) * rows_at_once;
-      float* space = static_cast<float*>(prepared.data()) + static_cast<int64_t>(item) * k;
-      for (int64_t row = first; row < std::min(problem.rows, first + rows_at_once); ++row) {
-        kernels.quantize(problem, source.row(row, space), row);
-      }
+    const auto quantize = [&](int64_t first, int64_t last) {
+      float* space = static_cast<float*>(prepared.data()) + first / rows_at_once * k;
+      for (int64_t row = first; row < last; ++row) kernels.quantize(problem, source.row(row, space), row);
     };
-    parallel_stages(api, context, static_cast<size_t>(items), quantize, static_cast<size_t>(cut.count()), [&](size_t i) {
+    const auto first_stage = rows_of_item(problem.rows, rows_at_once, quantize);
+    parallel_stages(api, context, static_cast<size_t>(items), first_stage, static_cast<size_t>(cut.count()), [&](size_t i) {
       const int64_t index = static_cast<int64_t>(i);
       kernels.multiply(problem, cut.block(index, problem.rows, num_panels), cut.next_panel(index));
     });

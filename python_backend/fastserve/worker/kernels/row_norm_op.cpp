@@ -12,6 +12,7 @@
 #include <iterator>
 
 #include "isa/row_kernels.h"
+#include "norm_inputs.h"
 #include "op_inputs.h"
 #include "op_schema.h"
 #include "parallel_for.h"
@@ -19,7 +20,7 @@
 namespace fastserve {
 namespace {
 
-enum Input : size_t { kX, kWeight, kBias, kSkip };
+enum Input : size_t { kX, kWeight };
 constexpr OpInput kInputs[] = {{"x", ort::kFloat, ort::kRequired},
                                {"weight", ort::kFloat, ort::kRequired},
                                {"bias", ort::kFloat, ort::kOptional},
@@ -33,34 +34,15 @@ struct RowNormKernel {
   static const OpSchema& schema() { return kSchema; }
 
   RowNormKernel(const ort::Api& ort_api, const ort::KernelInfo* info)
-      : api(ort_api),
-        epsilon(read_float(ort_api, info, "epsilon", 1e-5f)),
-        centred(read_int(ort_api, info, "centred", 0) != 0),
-        kernels(choose_row_kernels()) {}
+      : api(ort_api), norm(ort_api, info, kSchema, kWeight), kernels(choose_row_kernels()) {}
 
   void compute(ort::KernelContext* context) const {
     const Tensor x = read_input(api, context, kSchema, kX);
     if (x.shape.size() < 2) refuse(kSchema, x.name, text(x.shape), "[.., n]");
-    const int64_t n = x.shape.back();
-    int64_t rows = 1;
-    for (size_t i = 0; i + 1 < x.shape.size(); ++i) rows *= x.shape[i];
-    const Tensor weight = read_input(api, context, kSchema, kWeight);
-    expect_shape(weight, {n});
-    const Tensor bias = read_input(api, context, kSchema, kBias);
-    if (bias.present()) expect_shape(bias, {n});
-    const Tensor skip = read_input(api, context, kSchema, kSkip);
-    if (skip.present()) expect_shape(skip, x.shape);
-    NormProblem problem{};
-    problem.x = static_cast<const float*>(x.data);
-    problem.skip = static_cast<const float*>(skip.data);
-    problem.weight = static_cast<const float*>(weight.data);
-    problem.bias = static_cast<const float*>(bias.data);
+    NormProblem problem = norm.read(context, x);
     problem.output = make_output(api, context, x.shape);
-    problem.sum = skip.present() ? make_optional_output(api, context, x.shape, 1) : nullptr;
-    problem.rows = rows;
-    problem.n = n;
-    problem.epsilon = epsilon;
-    problem.centred = centred;
+    const int64_t rows = problem.rows;
+    const int64_t n = problem.n;
     if (rows * n == 0) return;
     const int64_t rows_at_once = rows * n <= kElementsAlone ? rows : std::max<int64_t>(1, kElementsAtOnce / n);
     parallel_rows(api, context, rows, rows_at_once,
@@ -68,8 +50,7 @@ struct RowNormKernel {
   }
 
   const ort::Api& api;
-  const float epsilon;
-  const bool centred;
+  const NormInputs norm;
   const RowKernels& kernels;
 };
 

@@ -13,6 +13,7 @@ const float* SourceRows::row(int64_t row, float* space) const {
     kernels->gate(one, 0, 1);
   } else {
     NormProblem one = norm;
+    one.rows = 1;
     one.x += row * k;
     if (one.skip != nullptr) one.skip += row * k;
     if (one.sum != nullptr) one.sum += row * k;
@@ -25,9 +26,7 @@ const float* SourceRows::row(int64_t row, float* space) const {
 RowPrologue::RowPrologue(const ort::Api& api, const ort::KernelInfo* info, const OpSchema& schema, size_t first_input)
     : api_(api),
       schema_(schema),
-      first_input_(first_input),
-      epsilon_(read_float(api, info, "epsilon", 1e-5f)),
-      centred_(read_int(api, info, "centred", 0) != 0),
+      norm_(api, info, schema, first_input),
       kernels_(choose_row_kernels()) {
   const std::string name = read_string(api, info, "prologue", "none");
   if (name == "norm") {
@@ -52,27 +51,8 @@ SourceRows RowPrologue::read(ort::KernelContext* context, int64_t k) const {
   rows.shape = x.shape;
   rows.shape.back() = k;
   rows.gate = {rows.x, nullptr, 1, k, gate_};
-  if (prologue_ == Prologue::kNorm) read_norm(context, x, rows);
+  if (prologue_ == Prologue::kNorm) rows.norm = norm_.read(context, x);
   return rows;
-}
-
-void RowPrologue::read_norm(ort::KernelContext* context, const Tensor& x, SourceRows& rows) const {
-  const auto read = [&](size_t index) { return read_input(api_, context, schema_, first_input_ + index); };
-  const Tensor weight = read(0);
-  expect_shape(weight, {rows.k});
-  const Tensor bias = read(1);
-  if (bias.present()) expect_shape(bias, {rows.k});
-  const Tensor skip = read(2);
-  if (skip.present()) expect_shape(skip, x.shape);
-  rows.norm.x = rows.x;
-  rows.norm.skip = static_cast<const float*>(skip.data);
-  rows.norm.weight = static_cast<const float*>(weight.data);
-  rows.norm.bias = static_cast<const float*>(bias.data);
-  rows.norm.sum = skip.present() ? make_optional_output(api_, context, x.shape, 1) : nullptr;
-  rows.norm.rows = 1;
-  rows.norm.n = rows.k;
-  rows.norm.epsilon = epsilon_;
-  rows.norm.centred = centred_;
 }
 
 }  // namespace fastserve

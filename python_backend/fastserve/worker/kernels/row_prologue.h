@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "isa/row_kernels.h"
-#include "op_inputs.h"
+#include "norm_inputs.h"
 #include "op_schema.h"
 #include "ort_abi.h"
 #include "row_problems.h"
@@ -30,8 +30,8 @@ struct SourceRows {
   const float* row(int64_t row, float* space) const;
 };
 
-// Attributes: prologue ("none", "norm", "silu" or "gelu_tanh"), and those of RowNorm. Inputs of the op, one after the other from
-// `first_input` on: weight, bias and skip as RowNorm has them; and its output 1, if there is a skip.
+// Attribute: prologue ("none", "norm", "silu" or "gelu_tanh"). A norm's others, its inputs from `first_input` on and its output 1
+// are those of norm_inputs.h.
 class RowPrologue {
  public:
   // Throws InvalidInput naming an attribute.
@@ -43,13 +43,9 @@ class RowPrologue {
   bool none() const { return prologue_ == Prologue::kNone; }
 
  private:
-  void read_norm(ort::KernelContext* context, const Tensor& x, SourceRows& rows) const;
-
   const ort::Api& api_;
   const OpSchema& schema_;
-  const size_t first_input_;
-  const float epsilon_;
-  const bool centred_;
+  const NormInputs norm_;
   Prologue prologue_ = Prologue::kNone;
   Gate gate_ = kSilu;
   const RowKernels& kernels_;
