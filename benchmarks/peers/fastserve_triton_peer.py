@@ -20,21 +20,21 @@ from fastserve.tools.grpc_client import infer_message, outputs_of
 from fastserve.tools.launcher import TritonLauncher
 
 
-def measure(arguments: argparse.Namespace, items: list[Item], stream_interval: int = 1) -> tuple[peer.Record, dict[str, Any]]:
-    """``stream_interval``: tokens of each response after the first; 1 is what a client gets that asks for nothing."""
+def measure(arguments: argparse.Namespace, items: list[Item], **asked: int) -> tuple[peer.Record, dict[str, Any]]:
+    """``asked``: sampling parameters beyond what the workload needs."""
     with TritonLauncher(arguments.model) as triton:
-        asyncio.run(serve(triton.grpc_url, peer.warm_up_items(items), stream_interval))
-        record = asyncio.run(serve(triton.grpc_url, items, stream_interval))
+        asyncio.run(serve(triton.grpc_url, peer.warm_up_items(items), **asked))
+        record = asyncio.run(serve(triton.grpc_url, items, **asked))
         peak = _peak_bytes(triton.pid)
     return record, {"version": fastserve.__version__, "peak_bytes": peak}
 
 
-async def serve(url: str, items: list[Item], stream_interval: int) -> peer.Record:
+async def serve(url: str, items: list[Item], **asked: int) -> peer.Record:
     """A stream for each request, all on one channel."""
     async with grpc.aio.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         record = peer.Record(items)
-        sampling = {"temperature": 0, "ignore_eos": True, "stream_interval": stream_interval}
+        sampling = {"temperature": 0, "ignore_eos": True, **asked}
         await asyncio.gather(*(_ask(stub, index, item, sampling, record) for index, item in enumerate(items)))
         return record
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OURS = "FastServe"
-STREAM_INTERVAL = 4
-"""Tokens of each response, after the first, in the rows of ours whose names say so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +53,8 @@ ENGINES = (
     Engine(f"{OURS}, in process", "fastserve_peer", None, ("fp32", "int8")),
     Engine(f"{OURS}, Triton gRPC", "fastserve_triton_peer", None, ("fp32", "int8"), models="fastserve_peer"),
     Engine(
-        f"{OURS}, Triton gRPC, {STREAM_INTERVAL} tokens a response",
-        "fastserve_triton_joined_peer",
+        f"{OURS}, Triton gRPC, a response for each token",
+        "fastserve_triton_token_peer",
         None,
         ("fp32", "int8"),
         models="fastserve_peer",

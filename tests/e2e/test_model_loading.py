@@ -38,6 +38,7 @@ BAD_PARAMETERS = {
     "preemption": ("swap", "'swap'"),
     "swap_space_bytes": ("-1", "-1"),
     "swap_file_bytes": ("1.5", "'1.5'"),
+    "max_stream_delay_ms": ("-1", "-1"),
     "swap_directory": ("cache/swap", "'cache/swap'"),
     "num_threads": ("-1", "-1"),
     "spinning": ("maybe", "'maybe'"),

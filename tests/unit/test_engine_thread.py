@@ -165,6 +165,37 @@ def test_one_of_several_answers_may_be_withdrawn_and_the_request_ends_with_the_o
     assert outcome.endings == [FinishReason.LENGTH] and outcome.num_endings == 1
 
 
+def test_what_an_iteration_computed_is_handed_over_when_the_next_one_runs_the_model_or_when_none_follows():
+    runner = SteppedRunner()
+    scene = Scene(runner, stats_interval_s=1e9)
+    scene.submit(*requests(1, max_tokens=2))
+    scene.thread.start()
+    runner.entered.get(timeout=TIMEOUT_S)
+    plan, seen = scene.engine.scheduler.plan, []
+
+    def watched_plan(now):
+        seen.extend(_events(scene.outbox))
+        return plan(now)
+
+    scene.engine.scheduler.plan = watched_plan
+    runner.go.put(True)
+    runner.entered.get(timeout=TIMEOUT_S)
+    assert seen == []
+    assert len(_events(scene.outbox)) == 1  # its run has begun, not ended
+    runner.go.put(True)
+    assert scene.outbox.get(timeout=TIMEOUT_S)[0].finish_reason is FinishReason.LENGTH  # nothing follows, and nobody asks
+    scene.end()
+
+
+def _events(outbox):
+    """Take the events out."""
+    found = []
+    while not outbox.empty():
+        message = outbox.get()
+        found += message if isinstance(message, list) else []
+    return found
+
+
 def test_aborting_what_has_ended_or_never_was_does_nothing():
     scene = Scene()
     scene.submit(*requests(1))

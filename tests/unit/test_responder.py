@@ -25,11 +25,11 @@ TIMEOUT_S = 20
 class Scene:
     """A responder with recording ends. Messages are played through its queue by its own thread."""
 
-    def __init__(self, metrics=None):
+    def __init__(self, metrics=None, pace=None):
         self.outbox = queue.SimpleQueue()
         self.aborted = queue.SimpleQueue()
         self.metrics = metrics or RecordingMetrics()
-        self.responder = Responder(self.outbox, self.aborted.put, self.metrics)
+        self.responder = Responder(self.outbox, self.aborted.put, self.metrics, pace)
         self.task = TextGeneration(make_manifest(), ByteTokenizer(), None, max_model_len=128, random_seed=lambda: 0)
 
     def open(self, request_id, *, stream=True, channel=None, flags=ALL, exclude=None, **parameters):

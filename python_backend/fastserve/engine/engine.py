@@ -64,6 +64,8 @@ class Engine:
         self.cost_model = cost_model
         self.cost_file: CostFile | None = None
         """Where what was learned is kept for the next engine like this one."""
+        self.before_run: Callable[[], None] = lambda: None
+        """Called by :meth:`step` when everything is ready for the model to run."""
         self._runner = runner
         self.kv_cache = kv_cache
         self._clock = clock
@@ -164,6 +166,7 @@ class Engine:
             block_size = self.scheduler.pool.block_size
             batch = self._packer.pack([_sequence_input(chunk, block_size) for chunk in plan.chunks])
             self.times.end("pack")
+            self.before_run()
             logits = self._runner.run(batch, self.kv_cache)
             self.times.end("run")
             positions: dict[CoreSequence, list[PositionLogprobs]] = {}

@@ -25,6 +25,9 @@ class ServedEngine(Protocol[RequestT_contra]):
     """What the thread needs of an engine. Every method is called on the thread and returns what happened; what it raises is
     a bug, after which the engine is never used again."""
 
+    before_run: Callable[[], None]
+    """Called by ``step`` when everything is ready for the model to run."""
+
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
@@ -80,6 +83,7 @@ class EngineThread(Generic[RequestT]):
     ) -> None:
         """``outbox`` receives :data:`Outgoing` (and whatever else its owner puts there)."""
         self._engine: ServedEngine[RequestT] = engine
+        engine.before_run = self._hand_over
         self._inbox: queue.SimpleQueue[Submit[RequestT] | Abort | Shutdown] = queue.SimpleQueue()
         self._outbox = outbox
         self._clock = clock
@@ -91,6 +95,7 @@ class EngineThread(Generic[RequestT]):
         self._newest_id = -1
         self._early_aborts: set[int] = set()  # withdrawn before they were submitted: the client was quicker than we
         self._drain_until: float | None = None
+        self._computed: list[Event] = []  # in the latest iteration, not handed over yet
         self._thread = threading.Thread(target=self._main, name="fastserve-engine", daemon=True)
 
     def start(self) -> None:
@@ -119,6 +124,7 @@ class EngineThread(Generic[RequestT]):
                 self._guard(self._turn)
             self._guard(self._end)
         finally:
+            self._hand_over()
             self._outbox.put(EngineStopped())
 
     def _guard(self, action: Callable[[], None]) -> None:
@@ -154,8 +160,23 @@ class EngineThread(Generic[RequestT]):
         while not self._inbox.empty():
             self._handle(self._inbox.get())
         if self._has_work:
-            self._emit(self._engine.step())
+            self._step()
             self._publish_stats(due=self._clock() >= self._next_stats)
+
+    def _step(self) -> None:
+        """One iteration. What it computed is handed over when the model runs again and needs no interpreter, not while the next
+        iteration is planned, which would have to wait for the thread that answers."""
+        computed = self._engine.step()
+        self._hand_over()  # the model may not have run
+        self._open.difference_update(event.request_id for event in computed if is_ending(event))
+        self._computed = computed
+        if not self._engine.has_work:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._computed:
+            self._outbox.put(self._computed)
+            self._computed = []
 
     def _handle(self, message: Submit[RequestT] | Abort | Shutdown) -> None:
         if isinstance(message, Shutdown):
@@ -186,11 +207,13 @@ class EngineThread(Generic[RequestT]):
 
     def _emit(self, events: list[Event]) -> None:
         if events:
+            self._hand_over()
             self._open.difference_update(event.request_id for event in events if is_ending(event))
             self._outbox.put(events)
 
     def _publish_stats(self, *, due: bool) -> None:
         if due:
             self._last_stats = self._engine.stats()
+            self._hand_over()
             self._outbox.put(self._last_stats)
             self._next_stats = self._clock() + self._stats_interval_s

@@ -145,7 +145,7 @@ PARAMETERS: dict[str, Parameter] = {
     "skip_special_tokens": Parameter(read_truth, _TRUTH, True),
     "logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
     "prompt_logprobs": Parameter(whole_number(0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}", None),
-    "stream_interval": Parameter(whole_number(1, 10**6), "a whole number from 1 to 1000000", 1),
+    "stream_interval": Parameter(whole_number(1, 10**6), "a whole number from 1 to 1000000", None),
     "deadline_ms": Parameter(whole_number(1, 10**10), "a whole number of milliseconds from 1 to 10000000000", None),
     "truncate_prompt_tokens": Parameter(whole_number(1), "a whole number, at least 1", None),
     "priority": Parameter(whole_number(-100, 100), "a whole number from -100 (the most urgent) to 100", 0),

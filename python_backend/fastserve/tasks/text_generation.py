@@ -47,8 +47,9 @@ class PreparedGeneration:
     skip_special_tokens: bool
     num_answers: int
     """That are sent: the likeliest of those that are computed."""
-    stream_interval: int
-    """Tokens of an answer that a response of a stream waits for, after the first and until the last."""
+    stream_interval: int | None
+    """Tokens of an answer that a response of a stream waits for, after the first and until the last. None: as many as come while
+    the server answers others."""
     arrived: float
     """Seconds on the engine's clock."""
 

@@ -20,6 +20,7 @@ from fastserve.triton.long_texts import LongTexts
 from fastserve.triton.metrics import create_metrics
 from fastserve.triton.request_reader import Received, RequestReader
 from fastserve.triton.responder import Channel, Rejected, Responder, ResponseStream
+from fastserve.triton.response_pace import ResponsePace
 from fastserve.triton.services import task_of
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ class EngineService(abc.ABC, Generic[RequestT]):
     """Implements ``services.Service``. ``accept`` is called on Triton's thread (T); every request is answered exactly once by
     the responder thread."""
 
-    def __init__(self, args: Mapping[str, str], engine: ServedEngine[RequestT], *, max_queue_size: int) -> None:
-        """Starts the threads. ``args``: Triton's ``initialize`` arguments. ``max_queue_size``: see the configuration."""
+    def __init__(
+        self, args: Mapping[str, str], engine: ServedEngine[RequestT], *, max_queue_size: int, max_stream_delay_ms: int = 0
+    ) -> None:
+        """Starts the threads. ``args``: Triton's ``initialize`` arguments. The others: see the configuration."""
         outbox = queue.SimpleQueue[Any]()
         self._engine: EngineThread[RequestT] = EngineThread(engine, outbox, clock=time.monotonic)
         metrics = create_metrics(args["model_name"], args["model_version"], args["model_instance_name"])
-        self._responder = Responder(outbox, self._engine.abort, metrics)
+        self._responder = Responder(outbox, self._engine.abort, metrics, ResponsePace(max_stream_delay_ms / 1000))
         self.long_texts = LongTexts()
         self.outbox: queue.SimpleQueue[Any] = outbox
         """What the responder reads."""

@@ -28,7 +28,7 @@ class GenerationService(EngineService[Request]):
         self._batched = int(json.loads(args["model_config"]).get("max_batch_size", 0)) > 0
         self._task = load_text_generation(directory, manifest, config)
         self._keep_costs = engine.keep_costs
-        super().__init__(args, engine, max_queue_size=config.max_queue_size)
+        super().__init__(args, engine, max_queue_size=config.max_queue_size, max_stream_delay_ms=config.max_stream_delay_ms)
 
     def stop(self) -> None:
         super().stop()

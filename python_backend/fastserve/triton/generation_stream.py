@@ -60,14 +60,21 @@ class GenerationResponse(ResponseStream):
             self._send(self._answers, timing=None)
         return None
 
+    def may_wait(self, events: Sequence[TokenEvent | PromptLogprobs]) -> bool:
+        """Tokens may, unless they are the first or the last, a stop string might end the answer, or the client has said how many
+        it wants in a response."""
+        chosen = self.started and self._prepared.stream_interval is None and not self._prepared.stop
+        return chosen and all(isinstance(event, TokenEvent) and event.finish_reason is None for event in events)
+
     def flush(self) -> None:
         """Sends what a stream has held back."""
         if self._prepared.stream and any(answer.num_unsent for answer in self._answers):
             self._send(self._answers, timing=None)
 
     def _is_due(self) -> bool:
-        """The first tokens never wait."""
-        return not self._sent or any(answer.num_unsent >= self._prepared.stream_interval for answer in self._answers)
+        """The first tokens never wait; without a ``stream_interval`` none do that were pushed."""
+        interval = self._prepared.stream_interval or 1
+        return not self._sent or any(answer.num_unsent >= interval for answer in self._answers)
 
     def _take(self, event: TokenEvent, answer: UnsentAnswer) -> None:
         self._timing.push(event)

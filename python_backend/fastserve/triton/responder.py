@@ -25,6 +25,7 @@ from fastserve.engine.engine_thread import EngineStopped
 from fastserve.engine.stats import EngineStats
 from fastserve.errors import FastServeError, RequestCancelled, ResponderFailed, ShuttingDown
 from fastserve.triton.metrics_report import MetricsReport, MetricsSink
+from fastserve.triton.response_pace import Held, ResponsePace
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +64,17 @@ class ResponseStream(abc.ABC):
         self.request_id = request_id
         self.started = False
         """Whether anything of its answer has come."""
+        self.pushed_at = 0.0
+        """When events were pushed last, seconds on the responder's clock."""
 
     @abc.abstractmethod
     def push(self, events: Sequence[Any]) -> StreamEnd | None:
         """Take what was computed, at least one event, and send what it adds to the answer. Returns how the answer ended if it
         did; events after that are not looked at. Raises a FastServeError when no answer can be made."""
+
+    def may_wait(self, events: Sequence[Any]) -> bool:
+        """Whether ``events``, at least one, may be pushed later, together with those that follow. Not by default."""
+        return False
 
     def flush(self) -> None:  # noqa: B027  (most hold nothing back)
         """Send what was held back: an error follows."""
@@ -84,10 +91,14 @@ class Rejected:
 class Responder:
     """Reads the queue that :class:`EngineThread` and the receiving threads write; ends after EngineStopped."""
 
-    def __init__(self, outbox: queue.SimpleQueue[Any], abort: Callable[[int], None], metrics: MetricsSink) -> None:
+    def __init__(
+        self, outbox: queue.SimpleQueue[Any], abort: Callable[[int], None], metrics: MetricsSink, pace: ResponsePace | None = None
+    ) -> None:
         """``outbox`` carries ResponseStream (a new request, put there before it is submitted), Rejected, and the engine's
-        messages. ``abort`` withdraws a request from the engine."""
+        messages. ``abort`` withdraws a request from the engine. ``pace``: None means that no token waits for the next."""
         self._outbox = outbox
+        self._pace = pace or ResponsePace()
+        self._held: dict[int, Held] = {}  # by request, the longest held first
         self._abort = abort
         self._report = MetricsReport(metrics, time.monotonic)
         self._streams: dict[int, ResponseStream] = {}
@@ -119,15 +130,20 @@ class Responder:
                     self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
             self._report.send_when_due(busy=bool(self._streams), called_away=lambda: not self._outbox.empty())
             stopped = any(isinstance(message, EngineStopped) for message in messages)
+        for request_id in list(self._held):
+            self._answer(request_id, time.monotonic())
         for stream in list(self._streams.values()):
             self._withdraw(stream, ShuttingDown("the model was unloaded before the request finished"))
         self._report.send()
 
     def _take(self) -> list[object]:
-        """Wait for a message, then take all that are there."""
+        """Wait for a message, or until something was held for long enough, then take all messages that are there."""
         messages: list[object] = []
+        timeout = CANCEL_SWEEP_S if self._streams or self._report.has_news else None
+        for held in itertools.islice(self._held.values(), 1):
+            timeout = min(CANCEL_SWEEP_S, max(0.0, held.since + self._pace.longest_s - time.monotonic()))
         with contextlib.suppress(queue.Empty):
-            messages.append(self._outbox.get(timeout=CANCEL_SWEEP_S if self._streams or self._report.has_news else None))
+            messages.append(self._outbox.get(timeout=timeout))
             while True:
                 messages.append(self._outbox.get_nowait())
         return messages
@@ -135,32 +151,46 @@ class Responder:
     def _handle(self, messages: Iterable[object]) -> None:
         """Handle what has come since the last time. Usually that is one iteration of the engine; when the engine is the
         faster one, a stream's tokens of several iterations go out in one response, so that nobody falls ever further
-        behind."""
-        computed: dict[int, list[Any]] = {}
+        behind, and when there are many streams (see :class:`ResponsePace`)."""
+        now = time.monotonic()
         for message in messages:
             if isinstance(message, ResponseStream):
                 self._streams[message.request_id] = message
                 self._turns.append(message.request_id)
                 self._newest_id = max(self._newest_id, message.request_id)  # long texts come late
             elif isinstance(message, list):
-                self._sort(message, computed)
+                self._sort(message, now)
             elif isinstance(message, EngineStats):
                 self._report.show(message)
             elif isinstance(message, Rejected):
                 self._fail(message.channel, message.error)
-        for request_id, events in computed.items():
-            self._answer(request_id, events)
+        self._answer_due(now)
 
-    def _sort(self, events: Iterable[Any], computed: dict[int, list[Any]]) -> None:
+    def _answer_due(self, now: float) -> None:
+        interval = self._pace.interval(len(self._held))
+        due = [request_id for request_id, held in self._held.items() if not self._may_wait(request_id, held, now - interval)]
+        for request_id in due:
+            self._answer(request_id, now)
+        if due:
+            self._pace.sent(len(due), time.monotonic() - now)
+
+    def _may_wait(self, request_id: int, held: Held, since: float) -> bool:
+        """``since``: streams to which something was pushed later wait, if they may."""
+        stream = self._streams.get(request_id)
+        return stream is not None and stream.pushed_at > since and stream.may_wait(held.events)
+
+    def _sort(self, events: Iterable[Any], now: float) -> None:
         """Put what was computed with the rest of its request; deliver errors, after what was computed before them."""
         for event in events:
             if isinstance(event, Failed):
-                self._answer(event.request_id, computed.pop(event.request_id, []))
+                self._answer(event.request_id, now)
                 if (stream := self._streams.pop(event.request_id, None)) is not None:
                     self._flush(stream)
                     self._fail(stream.channel, event.error)
             elif not isinstance(event, Aborted):  # whoever aborted a request has answered it
-                computed.setdefault(event.request_id, []).append(event)
+                if (held := self._held.get(event.request_id)) is None:
+                    held = self._held[event.request_id] = Held(now)
+                held.events.append(event)
 
     def _flush(self, stream: ResponseStream) -> None:
         try:
@@ -168,12 +198,14 @@ class Responder:
         except Exception:
             logger.exception("request %d: what was held back could not be sent", stream.request_id)
 
-    def _answer(self, request_id: int, events: Sequence[Any]) -> None:
-        stream = self._streams.get(request_id)
-        if stream is None or not events:
+    def _answer(self, request_id: int, now: float) -> None:
+        """Push what is held of a request, if anything is."""
+        stream, held = self._streams.get(request_id), self._held.pop(request_id, None)
+        if stream is None or held is None:
             return  # answered already: a stop string, a client that went away
+        stream.pushed_at = now
         try:
-            end = stream.push(events)
+            end = stream.push(held.events)
         except FastServeError as error:  # no answer can be made of what was computed, and it says why
             self._withdraw(stream, error)
             return
@@ -226,6 +258,7 @@ class Responder:
     def _withdraw(self, stream: ResponseStream, error: FastServeError) -> None:
         """End a request from here: free what it holds and say why to whoever may still listen."""
         del self._streams[stream.request_id]
+        self._held.pop(stream.request_id, None)
         self._abort(stream.request_id)
         self._fail(stream.channel, error)
 
