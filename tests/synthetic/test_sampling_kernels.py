@@ -63,6 +63,23 @@ def test_the_largest_token_is_the_first_of_equals(isa: str) -> None:
     assert largest_tokens(rows).tolist() == np.argmax(rows, axis=1).tolist()
 
 
+@pytest.mark.parametrize("vocab_size", [1, 7, 256, 333])
+def test_every_place_of_a_row_is_looked_at(isa: str, vocab_size: int) -> None:
+    rows = np.full((vocab_size, vocab_size), -2.0, np.float32)
+    np.fill_diagonal(rows, -1.0)
+    assert largest_tokens(rows).tolist() == list(range(vocab_size))
+    np.fill_diagonal(rows, np.nan)
+    assert largest_tokens(rows).tolist() == [-1] * vocab_size
+    assert all(np.isnan(log_sum_exp(row)) for row in rows)
+
+
+def test_zeros_of_both_signs_are_equals(isa: str) -> None:
+    rows = np.full((2, 600), -np.inf, np.float32)
+    rows[0, 300:] = rows[1, 300:] = 0.0
+    rows[0, 300] = rows[1, 301:] = -0.0
+    assert largest_tokens(rows).tolist() == [300, 300]
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 255, 256, 4999])
 def test_a_row_that_is_not_finite_has_no_token_and_its_neighbours_have_theirs(isa: str, place: int, broken: float) -> None:

@@ -34,10 +34,7 @@ Scan& scan(const Kernels& kernels, const float* row, int64_t size) {
   found.row = row;
   found.size = size;
   found.maxima.resize(static_cast<size_t>((size + kSampleBlock - 1) / kSampleBlock));
-  kernels.block_maxima(row, size, found.maxima.data());
-  found.largest = kNothing;
-  for (const float maximum : found.maxima) found.largest = maximum <= found.largest ? found.largest : maximum;
-  for (const float maximum : found.maxima) found.largest = std::isnan(maximum) ? maximum : found.largest;
+  found.largest = kernels.block_maxima(row, size, found.maxima.data());
   return found;
 }
 

@@ -26,8 +26,8 @@ struct Kernels {
   void (*combine_parts)(const AttentionProblem& problem, const WorkItem& item, const float* parts);
   // Computes the output rows of a work item of packed sequences.
   void (*attend_packed)(const PackedProblem& problem, const PackedItem& item);
-  // The largest value of each kSampleBlock of a row of logits; NaN where one of them is.
-  void (*block_maxima)(const float* values, int64_t count, float* maxima);
+  // The largest value of each kSampleBlock of a row of logits; NaN where one of them is. Returns the largest of the row, likewise.
+  float (*block_maxima)(const float* values, int64_t count, float* maxima);
   // Weights of a softmax that is not yet divided by their sum, which it returns; sums: of each kSampleBlock.
   double (*weigh)(const float* values, int64_t count, const SampleScale& scale, double* weights, double* sums);
 };

@@ -1,42 +1,52 @@
 // Passes over a row of logits. Included inside a translation unit's own namespace.
 //
-// Plain loops that the compiler vectorises, each element by the same IEEE operations and each sum in one fixed order of
-// lanes and blocks: what is drawn does not depend on the instruction set.
+// Weights are made by plain loops that the compiler vectorises, each element by the same IEEE operations and each sum in one fixed
+// order of lanes and blocks, and a maximum has no order: what is drawn does not depend on the instruction set.
 
 constexpr int kSumLanes = 8;
 
-constexpr int kMaxLanes = 32;
+constexpr int kMaximaApart = 4;  // vectors that take turns, so that a load waits for no comparison before it
+constexpr int kFloatsAhead = 8 * kSampleBlock;  // asked for early: the processor's own prefetching stops at a page's end
+constexpr int kFloatsOfLine = 16;
 
-// The largest of values [0, count), count <= kSampleBlock; NaN where one of them is. A lane keeps the last NaN it met apart: the
-// loops stay free of branches and of anything that all lanes share, or the compiler would do one element at a time.
+// The largest of values [0, count), count <= kSampleBlock; NaN where one of them is. Both are found without a branch, and what
+// follows is asked for, be it the next row or nothing of ours.
 static inline float largest_of_block(const float* values, int64_t count) {
-  float lanes[kMaxLanes];
-  float broken[kMaxLanes];
-  for (int k = 0; k < kMaxLanes; ++k) lanes[k] = -__builtin_inff();
-  for (int k = 0; k < kMaxLanes; ++k) broken[k] = 0.0f;
+  constexpr int kAtOnce = kMaximaApart * kWidth;
+  for (int line = 0; line < kSampleBlock; line += kFloatsOfLine) __builtin_prefetch(values + kFloatsAhead + line);
+  Vec largest[kMaximaApart];
+  Vec broken[kMaximaApart / 2];
+  for (int k = 0; k < kMaximaApart; ++k) largest[k] = broadcast(-__builtin_inff());
+  for (int k = 0; k < kMaximaApart / 2; ++k) broken[k] = zero();
   int64_t i = 0;
-  for (; i + kMaxLanes <= count; i += kMaxLanes) {
-    for (int k = 0; k < kMaxLanes; ++k) {
-      const float value = values[i + k];
-      lanes[k] = value > lanes[k] ? value : lanes[k];
-      broken[k] = value != value ? value : broken[k];
+  for (; i + kAtOnce <= count; i += kAtOnce) {
+    Vec x[kMaximaApart];
+    for (int k = 0; k < kMaximaApart; ++k) {
+      x[k] = load(values + i + k * kWidth);
+      largest[k] = maximum(x[k], largest[k]);
     }
+    for (int k = 0; k < kMaximaApart / 2; ++k) broken[k] = flag_nans(broken[k], x[2 * k], x[2 * k + 1]);
   }
+  float found = largest_lane(maximum(maximum(largest[0], largest[1]), maximum(largest[2], largest[3])));
+  float nan_or_zero = sum_lanes(add(broken[0], broken[1]));
   for (; i < count; ++i) {
-    lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
-    broken[0] = values[i] != values[i] ? values[i] : broken[0];
+    found = values[i] > found ? values[i] : found;
+    nan_or_zero = values[i] != values[i] ? values[i] : nan_or_zero;
   }
-  for (int half = kMaxLanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) lanes[k] = lanes[k + half] > lanes[k] ? lanes[k + half] : lanes[k];
-    for (int k = 0; k < half; ++k) broken[k] = broken[k + half] != broken[k + half] ? broken[k + half] : broken[k];
-  }
-  return broken[0] != broken[0] ? broken[0] : lanes[0];
+  return found + nan_or_zero;
 }
 
-static void block_maxima(const float* values, int64_t count, float* maxima) {
+// maxima[b]: of block b; NaN where one of its elements is. Returns the largest of all, NaN where one is.
+static float block_maxima(const float* values, int64_t count, float* maxima) {
+  float largest = -__builtin_inff();
+  float broken = 0.0f;
   for (int64_t first = 0; first < count; first += kSampleBlock) {
-    maxima[first / kSampleBlock] = largest_of_block(values + first, smaller(count - first, int64_t{kSampleBlock}));
+    const float maximum = largest_of_block(values + first, smaller(count - first, int64_t{kSampleBlock}));
+    maxima[first / kSampleBlock] = maximum;
+    largest = maximum > largest ? maximum : largest;
+    broken = maximum != maximum ? maximum : broken;
   }
+  return largest + broken;
 }
 
 // e^x for x <= 0, about 1e-15 relative; 0 below -700 (also for -infinity).

@@ -42,6 +42,8 @@ static inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // b wh
 static inline Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 // a < b ? x : y; y where a or b is NaN
 static inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+// lane i: NaN where a or b is NaN, else that of flags
+static inline Vec flag_nans(Vec flags, Vec a, Vec b) { return _mm256_or_ps(flags, _mm256_cmp_ps(a, b, _CMP_UNORD_Q)); }
 // lane i: first <= i < last ? x : fill
 static inline Vec keep_lanes(Vec x, int first, int last, Vec fill) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

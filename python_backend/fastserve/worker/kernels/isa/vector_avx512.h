@@ -55,6 +55,10 @@ static inline Vec absolute(Vec x) { return _mm512_abs_ps(x); }
 static inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+// lane i: NaN where a or b is NaN, else that of flags
+static inline Vec flag_nans(Vec flags, Vec a, Vec b) {
+  return _mm512_mask_mov_ps(flags, _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf("")));
+}
 // lane i: first <= i < last ? x : fill
 static inline Vec keep_lanes(Vec x, int first, int last, Vec fill) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

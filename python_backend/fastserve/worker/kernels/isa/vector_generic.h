@@ -74,6 +74,10 @@ static inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }  // b where ei
 static inline Vec absolute(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) & 0x7fffffff); }
 // a < b ? x : y; y where a or b is NaN
 static inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
+// lane i: NaN where a or b is NaN, else that of flags
+static inline Vec flag_nans(Vec flags, Vec a, Vec b) {
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(flags) | (a != a) | (b != b));
+}
 // lane i: first <= i < last ? x : fill
 static inline Vec keep_lanes(Vec x, int first, int last, Vec fill) {
   const IntVec lane = {0, 1, 2, 3};
