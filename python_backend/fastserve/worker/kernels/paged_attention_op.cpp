@@ -86,7 +86,7 @@ struct PagedAttentionKernel {
                                    : call.cache_type == ort::kFloat16 ? kernels.half_cache
                                                                       : kernels.int8_cache;
     const size_t heads = static_cast<size_t>(problem.kv_num_heads);
-    WorkPlan plan = plan_work(problem, kSharesOfThread * hardware_threads());
+    WorkPlan& plan = plan_work(problem, kSharesOfThread * hardware_threads());
     parallel_for(api, context, plan.writes.size() * heads, [&](size_t i) {
       const NewTokens tokens = plan.writes[i / heads];
       scatter(problem, tokens.first, tokens.last, static_cast<int>(i % heads));

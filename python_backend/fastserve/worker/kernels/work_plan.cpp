@@ -112,9 +112,7 @@ std::vector<Turn> take_turns(const std::vector<WorkItem>& items, int64_t fair_sh
   return turns;
 }
 
-}  // namespace
-
-WorkPlan plan_work(const AttentionProblem& problem, int shares) {
+WorkPlan new_plan(const AttentionProblem& problem, int shares) {
   const auto dearer = [](const WorkItem& a, const WorkItem& b) { return a.cost > b.cost; };
   std::vector<WorkItem> items = cut(problem);
   std::stable_sort(items.begin(), items.end(), dearer);  // what is dearest is split while there is room for its parts
@@ -142,6 +140,45 @@ WorkPlan plan_work(const AttentionProblem& problem, int shares) {
   if (!split.empty()) std::stable_sort(plan.items.begin(), plan.items.end(), dearer);
   plan.turns = take_turns(plan.items, 2 * total / shares);
   return plan;
+}
+
+// A plan, and a copy of all that it depends on: addresses say nothing, other runs put other numbers there.
+struct KeptPlan {
+  int shares = 0;
+  int num_heads = 0;
+  int kv_num_heads = 0;
+  int partial_stride = 0;
+  int64_t window = 0;
+  std::vector<int32_t> ends;  // cumulative_sequence_length
+  std::vector<int32_t> past;
+  WorkPlan plan;
+
+  KeptPlan() = default;
+  KeptPlan(const AttentionProblem& problem, int takers)
+      : shares(takers), num_heads(problem.num_heads), kv_num_heads(problem.kv_num_heads), partial_stride(problem.partial_stride),
+        window(problem.window),
+        ends(problem.cumulative_sequence_length, problem.cumulative_sequence_length + problem.num_seqs + 1),
+        past(problem.past_seqlens, problem.past_seqlens + problem.num_seqs), plan(new_plan(problem, takers)) {}
+
+  bool serves(const AttentionProblem& problem, int takers) const {
+    const int32_t* const other_ends = problem.cumulative_sequence_length;
+    return shares == takers && num_heads == problem.num_heads && kv_num_heads == problem.kv_num_heads &&
+           partial_stride == problem.partial_stride && window == problem.window &&
+           std::equal(ends.begin(), ends.end(), other_ends, other_ends + problem.num_seqs + 1) &&
+           std::equal(past.begin(), past.end(), problem.past_seqlens, problem.past_seqlens + problem.num_seqs);
+  }
+};
+
+}  // namespace
+
+WorkPlan& plan_work(const AttentionProblem& problem, int shares) {
+  thread_local KeptPlan kept;
+  if (!kept.serves(problem, shares)) {
+    kept = KeptPlan();  // the memory that it points to may be gone even if making another one fails
+    kept = KeptPlan(problem, shares);
+  }
+  for (SplitAttention& split : kept.plan.splits) split.begin();
+  return kept.plan;
 }
 
 }  // namespace fastserve

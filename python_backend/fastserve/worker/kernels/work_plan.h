@@ -14,9 +14,11 @@ namespace fastserve {
 struct SplitAttention {
   WorkItem whole;
   float* parts;                // [spans][rows][partial_stride]
-  std::atomic<int64_t> unfinished;  // parts
+  std::atomic<int64_t> unfinished;  // parts, once begun
 
-  SplitAttention(const WorkItem& item, float* where) : whole(item), parts(where), unfinished(item.last_span - item.first_span) {}
+  SplitAttention(const WorkItem& item, float* where) : whole(item), parts(where), unfinished(0) {}
+  // Before each run of its plan.
+  void begin() { unfinished.store(whole.last_span - whole.first_span, std::memory_order_relaxed); }
 };
 
 // Tokens [first, last), kStrip of them at most, of one sequence.
@@ -40,7 +42,9 @@ struct WorkPlan {
 
 // Covers every (query, head) exactly once, and writes every new token once. What costs more than a fair share of the whole for
 // one of `shares` takers, and spans more than kSpan positions, is split. Neither the cut nor the split changes a result (see
-// isa/attend.inl). The partial results live in memory of the calling thread, until its next plan.
-WorkPlan plan_work(const AttentionProblem& problem, int shares);
+// isa/attend.inl). The plan and the memory of its partial results are the calling thread's, until its next plan. It is made anew
+// only where something that it depends on, numbers of the sequences included, is not as in the thread's last call: the layers of
+// a run share one.
+WorkPlan& plan_work(const AttentionProblem& problem, int shares);
 
 }  // namespace fastserve
