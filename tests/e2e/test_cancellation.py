@@ -22,7 +22,7 @@ FOREVER = {"temperature": 0, "ignore_eos": True, "max_tokens": 10_000}
 """Takes ten seconds and more, so that what ends earlier did not end by itself."""
 LONG_PROMPT = [5] * 6000
 """Slows the tiny model down to what can be sent: the engine does not wait for the responses of a stream, and what is on the
-metrics page comes after the tokens that were drawn before it."""
+metrics page comes after the tokens of a few streams that were drawn before it."""
 FREED_WITHIN_S = 60.0
 """Noticed by the next look for cancelled requests (0.1 s), freed before the next iteration (a few ms), and on the metrics page
 with the next update (at once when the engine is idle, else 0.25 s): 0.1 s was measured, 0.5 s should do. Many times that,

@@ -11,7 +11,8 @@ from fastserve.core.request import FinishReason
 from fastserve.engine.engine_thread import EngineStopped
 from fastserve.errors import DeadlineExceeded
 from fastserve.triton import responder as responder_module
-from fastserve.triton.response_pace import SENDING_SHARE, ResponsePace
+from fastserve.triton.responder import Rejected
+from fastserve.triton.response_pace import FEW, SENDING_SHARE, ResponsePace
 from tests.doubles import RecordingChannel
 from tests.unit.test_responder import TIMEOUT_S, Scene
 
@@ -22,7 +23,7 @@ class WaitingPace(ResponsePace):
     """As of a server whose responses cost much."""
 
     def interval(self, num_streams):
-        return self.longest_s
+        return self._longest_s
 
 
 @pytest.fixture
@@ -38,14 +39,29 @@ def texts(channel):
 def test_the_interval_grows_with_the_streams_and_what_a_response_costs_up_to_the_longest():
     pace = ResponsePace(0.05)
     assert pace.interval(1000) == 0.0  # nothing is known yet
-    pace.sent(10, 0.001)
-    assert pace.interval(1) == pytest.approx(0.0001 / SENDING_SHARE)
-    assert pace.interval(8) == pytest.approx(8 * pace.interval(1))
+    for _ in range(200):
+        pace.sent(10, 0.001)
+    assert pace.interval(FEW + 1) == pytest.approx(0.0001 / SENDING_SHARE, rel=0.01)
+    assert pace.interval(FEW + 8) == pytest.approx(8 * pace.interval(FEW + 1))
     assert pace.interval(1000) == 0.05
-    before = pace.interval(1)
-    for _ in range(100):
+    before = pace.interval(FEW + 1)
+    for _ in range(200):
         pace.sent(1, 0.0002)
-    assert pace.interval(1) == pytest.approx(2 * before, rel=0.01)
+    assert pace.interval(FEW + 1) == pytest.approx(2 * before, rel=0.01)
+
+
+def test_tokens_of_a_few_streams_never_wait_whatever_a_response_costs():
+    pace = ResponsePace(0.05)
+    for _ in range(100):
+        pace.sent(1, 1.0)
+    assert [pace.interval(count) for count in range(FEW + 1)] == [0.0] * (FEW + 1)
+    assert pace.interval(FEW + 1) == 0.05
+
+
+def test_one_response_that_cost_much_says_little():
+    pace = ResponsePace(0.05)
+    pace.sent(1, 0.01)
+    assert pace.interval(FEW + 1) == pytest.approx(0.05 * 0.01 / SENDING_SHARE)
 
 
 def test_without_a_longest_wait_no_token_ever_waits():
@@ -94,6 +110,39 @@ def test_a_stop_string_is_looked_for_in_every_token_at_once(scene):
     assert scene.withdrawn() == [1]
 
 
+class CountingPace(ResponsePace):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def sent(self, num_responses, seconds):
+        self.told.append((num_responses, seconds))
+
+
+def test_only_what_is_sent_to_streams_counts_as_their_cost(monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr(responder_module.time, "thread_time", lambda: seconds[0])
+
+    class CostlyChannel(RecordingChannel):
+        def send(self, tensors, *, final):
+            super().send(tensors, final=final)
+            seconds[0] += 1.0
+
+        def fail(self, error):
+            super().fail(error)
+            seconds[0] += 100.0
+
+    scene = Scene(pace=CountingPace())
+    for request_id in (1, 2):
+        scene.open(request_id, channel=CostlyChannel())
+    scene.outbox.put(Rejected(CostlyChannel(), DeadlineExceeded("too late")))
+    scene.outbox.put([TokenEvent(request_id, 97, None, None) for request_id in (1, 2)])
+    scene.responder._handle(list(scene.messages()))
+    assert scene.responder._pace.told == [(2, 2.0)]
+
+
 def test_a_whole_answer_is_complete(scene):
     channel = scene.open(1, stream=False, exclude=True)
     scene.tokens(1, "hello", LENGTH)
@@ -136,13 +185,16 @@ class SpeakingChannel(RecordingChannel):
         self.sent.put(final)
 
 
-def test_what_waits_is_sent_when_nothing_follows_in_time():
-    scene = Scene(pace=WaitingPace(0.01))
+def test_what_waits_is_sent_when_nothing_follows_in_time(monkeypatch):
+    monkeypatch.setattr(responder_module, "CANCEL_SWEEP_S", 1e6)
+    scene = Scene(pace=WaitingPace(0.2))
     channel = scene.open(1, channel=SpeakingChannel())
     scene.responder.start()
-    scene.tokens(1, "abc")
-    while "".join(texts(channel)) != "abc":
-        channel.sent.get(timeout=TIMEOUT_S)  # without another message: the engine is busy with a long iteration
+    scene.tokens(1, "a")
+    channel.sent.get(timeout=TIMEOUT_S)
+    scene.tokens(1, "b")
+    channel.sent.get(timeout=TIMEOUT_S)  # without another message: the engine is busy with a long iteration
+    assert texts(channel) == ["a", "b"]
     scene.outbox.put(EngineStopped())
     scene.join()
     assert channel.endings == 1

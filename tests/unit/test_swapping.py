@@ -73,6 +73,26 @@ def tokens(outcomes):
 
 
 @pytest.mark.parametrize("proactive", [False, True])
+def test_who_has_tokens_to_hand_over_is_told_before_the_engine_waits_for_copies(proactive):
+    engine, copier = make_scene(proactive=proactive)
+    told, ended = [], copier.ended
+
+    def watched(*, wait):
+        assert told or not wait, "the tokens of the iteration before wait for copies"
+        return ended(wait=wait)
+
+    engine.before_wait, copier.ended = lambda: told.append(True), watched
+    submit_all(engine)
+    step_until(engine, lambda: told.clear() or engine._transfers.in_flight or copier.waits)
+    for number in PROMPTS if proactive else ():
+        engine.abort(number)  # nothing but copies is left
+    while engine.has_work:
+        told.clear()
+        engine.step()
+    assert copier.waits > 0
+
+
+@pytest.mark.parametrize("proactive", [False, True])
 @pytest.mark.parametrize("tier", Tier)
 def test_swapped_sequences_get_the_same_tokens_and_nothing_is_computed_twice(proactive, tier):
     engine, _ = make_scene(proactive=proactive, host=100 * (tier is Tier.HOST), file=100 * (tier is Tier.FILE))

@@ -36,7 +36,7 @@ class EncoderEngine:
     def __init__(self, scheduler: EncoderScheduler, runner: SequenceRunner, *, clock: Callable[[], float]) -> None:
         """``clock``: seconds, monotonic."""
         self.scheduler = scheduler
-        self.before_run: Callable[[], None] = lambda: None
+        self.before_wait: Callable[[], None] = lambda: None
         """Called by :meth:`step` when everything is ready for the model to run."""
         self._runner = runner
         self._clock = clock
@@ -103,7 +103,7 @@ class EncoderEngine:
 
     def _run(self, sequences: Sequence[TokenSequence]) -> list[FloatArray]:
         with as_step_failure():
-            self.before_run()
+            self.before_wait()
             return self._runner.run(sequences)
 
     def stats(self) -> EngineStats:

@@ -64,8 +64,8 @@ class Engine:
         self.cost_model = cost_model
         self.cost_file: CostFile | None = None
         """Where what was learned is kept for the next engine like this one."""
-        self.before_run: Callable[[], None] = lambda: None
-        """Called by :meth:`step` when everything is ready for the model to run."""
+        self.before_wait: Callable[[], None] = lambda: None
+        """Called by :meth:`step` when everything is ready for the model to run, and before it waits for copies."""
         self._runner = runner
         self.kv_cache = kv_cache
         self._clock = clock
@@ -107,11 +107,15 @@ class Engine:
         now = self._clock()
         self.times.begin(now)
         events: list[Event] = [deadline_passed(request_id) for request_id in self.scheduler.expired(now)]
+        if self._transfers.in_flight:
+            self.before_wait()
         if events or not len(self.scheduler):
             self._transfers.collect(wait=not events)  # those of requests that have ended
             return events  # handed over now, so that a bug in what follows cannot swallow an ending
         self._transfers.collect()
         plan = self.scheduler.plan(now)
+        if plan.swapped_out or plan.swapped_in or not plan.chunks:
+            self.before_wait()
         self.times.end("plan")
         if not self._transfers.begin(plan):
             self._step_seconds += self._clock() - now
@@ -166,7 +170,7 @@ class Engine:
             block_size = self.scheduler.pool.block_size
             batch = self._packer.pack([_sequence_input(chunk, block_size) for chunk in plan.chunks])
             self.times.end("pack")
-            self.before_run()
+            self.before_wait()
             logits = self._runner.run(batch, self.kv_cache)
             self.times.end("run")
             positions: dict[CoreSequence, list[PositionLogprobs]] = {}

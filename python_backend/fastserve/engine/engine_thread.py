@@ -25,8 +25,8 @@ class ServedEngine(Protocol[RequestT_contra]):
     """What the thread needs of an engine. Every method is called on the thread and returns what happened; what it raises is
     a bug, after which the engine is never used again."""
 
-    before_run: Callable[[], None]
-    """Called by ``step`` when everything is ready for the model to run."""
+    before_wait: Callable[[], None]
+    """Called by ``step`` when everything is ready for the model to run, and before it waits for anything else."""
 
     @property
     def has_work(self) -> bool:
@@ -83,7 +83,7 @@ class EngineThread(Generic[RequestT]):
     ) -> None:
         """``outbox`` receives :data:`Outgoing` (and whatever else its owner puts there)."""
         self._engine: ServedEngine[RequestT] = engine
-        engine.before_run = self._hand_over
+        engine.before_wait = self._hand_over
         self._inbox: queue.SimpleQueue[Submit[RequestT] | Abort | Shutdown] = queue.SimpleQueue()
         self._outbox = outbox
         self._clock = clock
@@ -133,6 +133,7 @@ class EngineThread(Generic[RequestT]):
             action()
         except Exception as error:
             logger.exception("the engine failed; every request will be refused")
+            self._hand_over()
             self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
             # The engine may be what is broken, in the middle of anything: it is not asked and never used again.
             self._emit([Failed(request_id, self._dead) for request_id in sorted(self._open)])
@@ -157,6 +158,8 @@ class EngineThread(Generic[RequestT]):
         if not self._has_work:
             self._publish_stats(due=self._dead is None)
             self._handle(self._inbox.get())
+        if not self._inbox.empty():
+            self._hand_over()  # what came may take long to take in
         while not self._inbox.empty():
             self._handle(self._inbox.get())
         if self._has_work:

@@ -60,11 +60,12 @@ class GenerationResponse(ResponseStream):
             self._send(self._answers, timing=None)
         return None
 
-    def may_wait(self, events: Sequence[TokenEvent | PromptLogprobs]) -> bool:
-        """Tokens may, unless they are the first or the last, a stop string might end the answer, or the client has said how many
-        it wants in a response."""
-        chosen = self.started and self._prepared.stream_interval is None and not self._prepared.stop
-        return chosen and all(isinstance(event, TokenEvent) and event.finish_reason is None for event in events)
+    def may_wait(self, event: TokenEvent | PromptLogprobs) -> bool:
+        """A stream's tokens may, unless they are the first or the last of an answer, a stop string might end it, or the client
+        has said how many it wants in a response."""
+        prepared = self._prepared
+        left_to_us = self.started and prepared.stream and prepared.stream_interval is None and not prepared.stop
+        return left_to_us and isinstance(event, TokenEvent) and event.finish_reason is None
 
     def flush(self) -> None:
         """Sends what a stream has held back."""

@@ -72,8 +72,8 @@ class ResponseStream(abc.ABC):
         """Take what was computed, at least one event, and send what it adds to the answer. Returns how the answer ended if it
         did; events after that are not looked at. Raises a FastServeError when no answer can be made."""
 
-    def may_wait(self, events: Sequence[Any]) -> bool:
-        """Whether ``events``, at least one, may be pushed later, together with those that follow. Not by default."""
+    def may_wait(self, event: Any) -> bool:
+        """Whether ``event`` may be pushed later, together with those that follow; not by default. Never raises."""
         return False
 
     def flush(self) -> None:  # noqa: B027  (most hold nothing back)
@@ -99,6 +99,7 @@ class Responder:
         self._outbox = outbox
         self._pace = pace or ResponsePace()
         self._held: dict[int, Held] = {}  # by request, the longest held first
+        self._interval = 0.0  # between responses of a stream, the last time that some were due
         self._abort = abort
         self._report = MetricsReport(metrics, time.monotonic)
         self._streams: dict[int, ResponseStream] = {}
@@ -128,7 +129,7 @@ class Responder:
                 logger.exception("the responder failed; every open request ends")
                 for stream in list(self._streams.values()):
                     self._withdraw(stream, ResponderFailed(f"the answer could not be sent ({type(error).__name__}: {error})"))
-            self._report.send_when_due(busy=bool(self._streams), called_away=lambda: not self._outbox.empty())
+            self._report.send_when_due(busy=bool(self._streams), called_away=self._is_called_away)
             stopped = any(isinstance(message, EngineStopped) for message in messages)
         for request_id in list(self._held):
             self._answer(request_id, time.monotonic())
@@ -140,13 +141,21 @@ class Responder:
         """Wait for a message, or until something was held for long enough, then take all messages that are there."""
         messages: list[object] = []
         timeout = CANCEL_SWEEP_S if self._streams or self._report.has_news else None
-        for held in itertools.islice(self._held.values(), 1):
-            timeout = min(CANCEL_SWEEP_S, max(0.0, held.since + self._pace.longest_s - time.monotonic()))
+        if (due := self._next_due()) is not None:
+            timeout = min(CANCEL_SWEEP_S, max(0.0, due - time.monotonic()))
         with contextlib.suppress(queue.Empty):
             messages.append(self._outbox.get(timeout=timeout))
             while True:
                 messages.append(self._outbox.get_nowait())
         return messages
+
+    def _next_due(self) -> float | None:
+        """When something will have been held for long enough."""
+        return next((held.since + self._interval for held in self._held.values()), None)
+
+    def _is_called_away(self) -> bool:
+        due = self._next_due()
+        return not self._outbox.empty() or (due is not None and time.monotonic() >= due)
 
     def _handle(self, messages: Iterable[object]) -> None:
         """Handle what has come since the last time. Usually that is one iteration of the engine; when the engine is the
@@ -167,17 +176,17 @@ class Responder:
         self._answer_due(now)
 
     def _answer_due(self, now: float) -> None:
-        interval = self._pace.interval(len(self._held))
-        due = [request_id for request_id, held in self._held.items() if not self._may_wait(request_id, held, now - interval)]
+        self._interval = self._pace.interval(len(self._held))
+        due = [request_id for request_id, held in self._held.items() if not self._waits(request_id, held, now)]
+        started = time.thread_time()  # waiting for a core is no cost
         for request_id in due:
             self._answer(request_id, now)
         if due:
-            self._pace.sent(len(due), time.monotonic() - now)
+            self._pace.sent(len(due), time.thread_time() - started)
 
-    def _may_wait(self, request_id: int, held: Held, since: float) -> bool:
-        """``since``: streams to which something was pushed later wait, if they may."""
+    def _waits(self, request_id: int, held: Held, now: float) -> bool:
         stream = self._streams.get(request_id)
-        return stream is not None and stream.pushed_at > since and stream.may_wait(held.events)
+        return held.may_wait and stream is not None and now - stream.pushed_at < self._interval
 
     def _sort(self, events: Iterable[Any], now: float) -> None:
         """Put what was computed with the rest of its request; deliver errors, after what was computed before them."""
@@ -190,6 +199,8 @@ class Responder:
             elif not isinstance(event, Aborted):  # whoever aborted a request has answered it
                 if (held := self._held.get(event.request_id)) is None:
                     held = self._held[event.request_id] = Held(now)
+                stream = self._streams.get(event.request_id)
+                held.may_wait = held.may_wait and stream is not None and stream.may_wait(event)
                 held.events.append(event)
 
     def _flush(self, stream: ResponseStream) -> None:
