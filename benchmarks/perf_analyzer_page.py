@@ -69,7 +69,7 @@ SmolLM2-135M-Instruct with a real Triton, and measures it over gRPC streaming at
 {warning}{table(figures)}
 
 The columns are computed from the times of every response, which perf_analyzer exports: a response usually holds one token,
-and the tokens of one response share the time since the response before.
+several where more than four streams are answered; they share the time since the response before.
 
 {facts}
 

@@ -24,7 +24,6 @@ import onnxruntime as ort
 import workload
 from fastserve_peer import NAME
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from rich.console import Console
 from rich.table import Table
 from rows import HERE, rows
 from threadpoolctl import threadpool_limits
@@ -61,12 +60,11 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=compare.folder_of(compare.REAL_MODEL, Path(".demo/peers")))
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "peers" / compare.REAL_MODEL)
     arguments = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
     config = json.loads((arguments.models / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     items = workload.load(arguments.results / f"workload.{compare.AT_ONCE}.json")
     steps = step_sizes([(len(item.prompt), item.output_tokens) for item in items])
     bandwidth = read_bandwidth(arguments.threads)
-    console.print(
+    compare.console.print(
         f"{len(steps)} steps of {np.mean([tokens for tokens, _, _ in steps]):.0f} tokens; reads {bandwidth / 1e9:.1f} GB/s"
     )
     measured = compare.table(compare.AT_ONCE, arguments.results)
@@ -84,7 +82,7 @@ def main() -> None:
                 rate = found["tokens_per_s"]
                 table.add_row(*cells, row.engine.name, f"{rate:.1f}", f"{rate / best:.0%}")
                 cells = [""] * len(cells)
-    console.print(table)
+    compare.console.print(table)
 
 
 def step_sizes(lengths: list[tuple[int, int]]) -> list[tuple[int, int, int]]:

@@ -69,7 +69,7 @@ class GenerateRequest:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Sampling parameters, sent as one JSON object."""
     stream: bool = True
-    """Whether the answer comes as it is made, usually a response for each token, or all at the end."""
+    """Whether the answer comes as it is made, a response for each token or for several, or all at the end."""
     exclude_input_in_output: bool | None = None
     returns: tuple[str, ...] = DEFAULT_RETURNS
     """Optional outputs to ask for: the names of the contract's ``return_*`` inputs without the prefix."""
