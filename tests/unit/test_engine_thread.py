@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from fastserve.core.events import TokenEvent
 from fastserve.core.invariants import violations
 from fastserve.core.request import FinishReason
 from fastserve.engine.engine_thread import EngineStopped, EngineThread
@@ -164,104 +163,6 @@ def test_one_of_several_answers_may_be_withdrawn_and_the_request_ends_with_the_o
     outcome = scene.end()[0]
     assert [len(outcome.answer(index).token_ids) for index in range(3)] == [5, 1, 5]
     assert outcome.endings == [FinishReason.LENGTH] and outcome.num_endings == 1
-
-
-def test_what_an_iteration_computed_is_handed_over_when_the_next_one_runs_the_model_or_when_none_follows():
-    runner = SteppedRunner()
-    scene = Scene(runner, stats_interval_s=1e9)
-    scene.submit(*requests(1, max_tokens=2))
-    scene.thread.start()
-    runner.entered.get(timeout=TIMEOUT_S)
-    plan, seen = scene.engine.scheduler.plan, []
-
-    def watched_plan(now):
-        seen.extend(_events(scene.outbox))
-        return plan(now)
-
-    scene.engine.scheduler.plan = watched_plan
-    runner.go.put(True)
-    runner.entered.get(timeout=TIMEOUT_S)
-    assert seen == []
-    assert len(_events(scene.outbox)) == 1  # its run has begun, not ended
-    runner.go.put(True)
-    assert scene.outbox.get(timeout=TIMEOUT_S)[0].finish_reason is FinishReason.LENGTH  # nothing follows, and nobody asks
-    scene.end()
-
-
-class EndingEngine:
-    """Ends its only request in its first step, and then has something left to do, which goes as the test says."""
-
-    def __init__(self, then):
-        self.before_wait = lambda: None
-        self.has_work = False
-        self._then, self._steps = then, 0
-
-    def submit(self, request):
-        self.has_work = True
-        return []
-
-    def step(self):
-        self._steps += 1
-        if self._steps == 1:
-            return [TokenEvent(0, 1, None, FinishReason.LENGTH)]
-        return self._then(self)
-
-    def fail_all(self, error):
-        return []
-
-    def stats(self):
-        return EngineStats()
-
-
-def run_ending_engine(then):
-    """What reaches the outbox until the request has ended."""
-    outbox = queue.SimpleQueue()
-    thread = EngineThread(EndingEngine(then), outbox, clock=FakeClock(), stats_interval_s=1e9)
-    thread.submit(make_request(0, [1]))
-    thread.start()
-    while not isinstance(message := outbox.get(timeout=TIMEOUT_S), list):
-        pass
-    thread.shutdown(0.0)
-    assert thread.join(TIMEOUT_S)
-    return message
-
-
-def test_an_ending_reaches_its_client_though_the_engine_meets_a_bug_right_after_it():
-    def bug(engine):
-        raise ZeroDivisionError("a bug")
-
-    (event,) = run_ending_engine(bug)
-    assert event.finish_reason is FinishReason.LENGTH
-
-
-def test_an_ending_reaches_its_client_before_the_engine_waits_for_something_else():
-    ended = threading.Event()
-
-    def wait(engine):
-        engine.before_wait()
-        assert ended.wait(TIMEOUT_S)
-        engine.has_work = False
-        return []
-
-    outbox = queue.SimpleQueue()
-    thread = EngineThread(EndingEngine(wait), outbox, clock=FakeClock(), stats_interval_s=1e9)
-    thread.submit(make_request(0, [1]))
-    thread.start()
-    while not isinstance(message := outbox.get(timeout=TIMEOUT_S), list):
-        pass
-    assert message[0].finish_reason is FinishReason.LENGTH
-    ended.set()
-    thread.shutdown(0.0)
-    assert thread.join(TIMEOUT_S)
-
-
-def _events(outbox):
-    """Take the events out."""
-    found = []
-    while not outbox.empty():
-        message = outbox.get()
-        found += message if isinstance(message, list) else []
-    return found
 
 
 def test_aborting_what_has_ended_or_never_was_does_nothing():

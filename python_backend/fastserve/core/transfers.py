@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Protocol
 
@@ -27,9 +28,11 @@ class Copier(Protocol):
 class Transfers:
     """Between a scheduler and who copies for it; on the engine thread."""
 
-    def __init__(self, scheduler: Scheduler, copier: Copier) -> None:
+    def __init__(self, scheduler: Scheduler, copier: Copier, before_wait: Callable[[], None] = lambda: None) -> None:
+        """``before_wait``: called before anything waits for a copy."""
         self._scheduler = scheduler
         self._copier = copier
+        self._before_wait = before_wait
         self.stop = copier.stop
         self.waited = 0
         """How often an iteration had to wait for copies."""
@@ -42,6 +45,8 @@ class Transfers:
         """Settle what has ended; ``wait``: at least one. Whether all went well."""
         if not self.in_flight:
             return True
+        if wait:
+            self._before_wait()
         all_ended = self._copier.ended(wait=wait)
         for ended in all_ended:
             self._scheduler.end_swap(ended)

@@ -71,7 +71,7 @@ class Engine:
         self._clock = clock
         self._packer = Packer(scheduler.pool.block_size, position_offset)
         self._sampler = Sampler()
-        self._transfers = Transfers(scheduler, copier or NoCopier())
+        self._transfers = Transfers(scheduler, copier or NoCopier(), lambda: self.before_wait())  # noqa: PLW0108  (set later)
         self._served: tuple[CoreSequence, ...] = ()  # in the latest iteration
         self.reset_counters()
 
@@ -107,15 +107,11 @@ class Engine:
         now = self._clock()
         self.times.begin(now)
         events: list[Event] = [deadline_passed(request_id) for request_id in self.scheduler.expired(now)]
-        if self._transfers.in_flight:
-            self.before_wait()
         if events or not len(self.scheduler):
             self._transfers.collect(wait=not events)  # those of requests that have ended
             return events  # handed over now, so that a bug in what follows cannot swallow an ending
         self._transfers.collect()
         plan = self.scheduler.plan(now)
-        if plan.swapped_out or plan.swapped_in or not plan.chunks:
-            self.before_wait()
         self.times.end("plan")
         if not self._transfers.begin(plan):
             self._step_seconds += self._clock() - now

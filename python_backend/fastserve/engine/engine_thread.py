@@ -95,7 +95,7 @@ class EngineThread(Generic[RequestT]):
         self._newest_id = -1
         self._early_aborts: set[int] = set()  # withdrawn before they were submitted: the client was quicker than we
         self._drain_until: float | None = None
-        self._computed: list[Event] = []  # in the latest iteration, not handed over yet
+        self._computed: list[Event] = []  # not handed over yet
         self._thread = threading.Thread(target=self._main, name="fastserve-engine", daemon=True)
 
     def start(self) -> None:
@@ -124,7 +124,6 @@ class EngineThread(Generic[RequestT]):
                 self._guard(self._turn)
             self._guard(self._end)
         finally:
-            self._hand_over()
             self._outbox.put(EngineStopped())
 
     def _guard(self, action: Callable[[], None]) -> None:
@@ -133,7 +132,6 @@ class EngineThread(Generic[RequestT]):
             action()
         except Exception as error:
             logger.exception("the engine failed; every request will be refused")
-            self._hand_over()
             self._dead = EngineDead(f"the engine failed ({type(error).__name__}: {error}); reload the model")
             # The engine may be what is broken, in the middle of anything: it is not asked and never used again.
             self._emit([Failed(request_id, self._dead) for request_id in sorted(self._open)])
@@ -169,12 +167,15 @@ class EngineThread(Generic[RequestT]):
     def _step(self) -> None:
         """One iteration. What it computed is handed over when the model runs again and needs no interpreter, not while the next
         iteration is planned, which would have to wait for the thread that answers."""
-        computed = self._engine.step()
-        self._hand_over()  # the model may not have run
-        self._open.difference_update(event.request_id for event in computed if is_ending(event))
-        self._computed = computed
+        self._keep(self._engine.step())
         if not self._engine.has_work:
             self._hand_over()
+
+    def _keep(self, events: list[Event]) -> None:
+        """Until the next :meth:`_hand_over`; what was kept before goes first."""
+        self._hand_over()
+        self._open.difference_update(event.request_id for event in events if is_ending(event))
+        self._computed = events
 
     def _hand_over(self) -> None:
         if self._computed:
@@ -209,10 +210,8 @@ class EngineThread(Generic[RequestT]):
             self._emit(self._engine.submit(request))
 
     def _emit(self, events: list[Event]) -> None:
-        if events:
-            self._hand_over()
-            self._open.difference_update(event.request_id for event in events if is_ending(event))
-            self._outbox.put(events)
+        self._keep(events)
+        self._hand_over()
 
     def _publish_stats(self, *, due: bool) -> None:
         if due:
