@@ -59,10 +59,16 @@ def pack_weight(weight: npt.NDArray[np.floating[Any]]) -> tuple[Int8Array, Float
 
 def quantize_channels(weight: npt.NDArray[np.floating[Any]]) -> tuple[Int8Array, FloatArray]:
     """int8 weights [k, n] and scale [n]: a channel's largest magnitude becomes 127. Raises UnsupportedModel."""
+    scale = channel_scale(weight)
+    quantized = np.rint(weight / np.where(scale > 0, scale, 1)).clip(-LEVELS, LEVELS).astype(np.int8)
+    return quantized, scale
+
+
+def channel_scale(weight: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """[n]: what the largest magnitudes of ``weight`` [k, n] are 127 times. Raises UnsupportedModel."""
     peaks = np.abs(weight).max(axis=0)
     if not np.isfinite(peaks).all():
         channel = int(np.flatnonzero(~np.isfinite(peaks))[0])
         raise UnsupportedModel(f"output channel {channel} has a weight that is NaN or infinite: it cannot be quantised")
-    scale = (peaks / LEVELS).astype(np.float32)
-    quantized = np.rint(weight / np.where(scale > 0, scale, 1)).clip(-LEVELS, LEVELS).astype(np.int8)
-    return quantized, scale
+    scale: FloatArray = (peaks / LEVELS).astype(np.float32)
+    return scale
