@@ -1,13 +1,13 @@
-"""fastserve::QuantizedMatMul (int8 weights, int8 activations) beside ONNX Runtime's own float MatMul, by rows and layer.
+"""fastserve::QuantizedMatMul (weights of 8 or 4 bits, int8 rows) beside ONNX Runtime's own float MatMul, by rows and layer.
 
 One row is a decode, which is bound by reading the weights; many rows are a prefill or a batch of sentences, bound by arithmetic.
 Rates are in 10^9 operations a second (a multiply-add is two), of what float MatMul would do. The contenders take turns on one
 thread pool; medians. Prints a table and writes JSON:
 
-    python benchmarks/bench_quantized_matmul.py [--isa NAME ...] [--threads N] [--repeats N] [--output FILE]
+    python benchmarks/bench_quantized_matmul.py [--isa NAME ...] [--layer PART] [--threads N] [--repeats N] [--output FILE]
 
 ``--isa``: instruction sets to compare (avx2, avxvnni, avx512, avx512vnni, amx), default the best. Float MatMul always uses the
-best it knows.
+best it knows, weights of 4 bits ("int4") the last of these. ``--layer``: only layers with this in their name.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ from rich.progress import track
 from rich.table import Table
 
 from fastserve.worker import kernels
+from fastserve.worker.kernels.int4_weight import pack_int4_weight
 from fastserve.worker.kernels.quantized_weight import pack_weight
 
 ROWS = (1, 8, 32, 128, 512)
 SHORTEST_S = 0.02
 """Of one timing: short runs are repeated that long."""
+INT4 = "int4"
+BYTES = {FLOAT: 4, INT4: 4.5 / 8}
+"""Of a weight; others take one."""
 
 
 LAYERS = (
@@ -65,6 +69,9 @@ def contenders(layer: Layer, instruction_sets: Sequence[str]) -> dict[str, ort.I
     for name in instruction_sets:
         os.environ["FASTSERVE_ISA"] = name  # read when a kernel is created
         sessions[name] = product_session(node, {"weight": packed, "scale": scale})
+    packed, scale = pack_int4_weight(weight)
+    node = helper.make_node("QuantizedMatMul", inputs, ["output"], domain="fastserve", **sizes, weight_bits=4)
+    sessions[INT4] = product_session(node, {"weight": packed, "scale": scale})
     return sessions
 
 
@@ -96,44 +103,48 @@ def measure(layer: Layer, instruction_sets: Sequence[str], repeats: int) -> list
         seconds = alternate({name: bound_run(session, {"x": x}) for name, session in sessions.items()}, repeats)
         operations = 2 * rows * layer.k * layer.n
         rates = {name: operations / value / 1e9 for name, value in seconds.items()}
-        bytes_read = {name: layer.k * layer.n * (4 if name == FLOAT else 1) / value / 1e9 for name, value in seconds.items()}
+        bytes_read = {name: layer.k * layer.n * BYTES.get(name, 1) / value / 1e9 for name, value in seconds.items()}
         results.append(dataclasses.asdict(layer) | {"rows": rows, "gigaops": rates, "weight_gigabytes_per_second": bytes_read})
     return results
 
 
 def render(report: dict[str, Any]) -> Table:
-    """Each contender's rate, and what the best reads of the weights in a decode."""
-    *_, best = report["isa"]
+    """Each contender's rate, and what it reads of the weights in a decode."""
+    names = (*report["isa"], INT4)
     table = Table(title=f"fastserve::QuantizedMatMul, {report['threads']} threads, {report['processor']}; Gop/s")
     for column in ("layer", "matrix", "rows", FLOAT):
         table.add_column(column, justify="left" if column in ("layer", "matrix") else "right", no_wrap=True)
-    for name in report["isa"]:
+    for name in names:
         table.add_column(name, justify="right")
         table.add_column("gain", justify="right")
-    table.add_column(f"{best} reads", justify="right")
+    for name in names:
+        table.add_column(f"{name} reads", justify="right")
     for row in report["results"]:
         cells = [row["name"], f"{row['k']} x {row['n']}", str(row["rows"]), f"{row['gigaops'][FLOAT]:.0f}"]
-        for name in report["isa"]:
+        for name in names:
             rate = row["gigaops"][name]
             cells += [f"{rate:.0f}", f"{rate / row['gigaops'][FLOAT]:.1f}x"]
-        read = f"{row['weight_gigabytes_per_second'][best]:.1f} GB/s" if row["rows"] == 1 else ""
-        table.add_row(*cells, read, end_section=row["rows"] == ROWS[-1])
+        if row["rows"] == 1:
+            cells += [f"{row['weight_gigabytes_per_second'][name]:.1f} GB/s" for name in names]
+        table.add_row(*cells, end_section=row["rows"] == ROWS[-1])
     return table
 
 
 def main() -> None:
     parser = kernel_arguments(__doc__, "quantized_matmul.json", repeats=7)
     parser.add_argument("--isa", nargs="+", default=[kernels.quantized_isa()], metavar="NAME")
+    parser.add_argument("--layer", default="", metavar="PART")
     arguments = parser.parse_args()
     ort.set_global_thread_pool_sizes(arguments.threads, 1)
     console = Console()
+    layers = [layer for layer in LAYERS if arguments.layer in layer.name]
     report: dict[str, Any] = {
         **circumstances(arguments),
         "isa": arguments.isa,
         "read_gigabytes_per_second": read_bandwidth(arguments.threads, arguments.repeats),
         "results": [
             row
-            for layer in track(LAYERS, "measuring", console=console, transient=True)
+            for layer in track(layers, "measuring", console=console, transient=True)
             for row in measure(layer, arguments.isa, arguments.repeats)
         ],
     }

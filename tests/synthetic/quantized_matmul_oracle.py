@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnx import TensorProto
 
+from fastserve.worker.kernels.int4_weight import pack_int4_weight, rounded_to_int4
 from fastserve.worker.kernels.quantized_weight import pack_weight, quantize_channels
 from tests.synthetic.one_node_session import one_node_session
 
@@ -19,12 +20,13 @@ TYPES = dict.fromkeys(("x", "weight_scale", "bias"), TensorProto.FLOAT) | {"weig
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A quantised linear layer. ``quantized`` int8 [k, n] is what ``packed`` holds."""
+    """A quantised linear layer. ``quantized`` int8 [k, n] is what ``packed`` holds, or stands for in 4 bits."""
 
     quantized: Array
     packed: Array
     scale: Array
     bias: Array | None
+    weight_bits: int = 8
 
     @property
     def k(self) -> int:
@@ -36,7 +38,8 @@ class Linear:
 
     def session(self, threads: int = 2) -> ort.InferenceSession:
         names = ["x", "weight", "weight_scale", *(["bias"] if self.bias is not None else [])]
-        return one_node_session("QuantizedMatMul", names, TYPES, {"k": self.k, "n": self.n}, threads)
+        attributes = {"k": self.k, "n": self.n, "weight_bits": self.weight_bits}
+        return one_node_session("QuantizedMatMul", names, TYPES, attributes, threads)
 
     def feeds(self, x: Array) -> dict[str, Array]:
         feeds = {"x": x, "weight": self.packed, "weight_scale": self.scale}
@@ -57,14 +60,20 @@ class Linear:
             return np.asarray(sums.astype(np.float32) * self.scale * row_scale + (0 if self.bias is None else self.bias))
 
 
-def random_linear(k: int, n: int, *, bias: bool = True, seed: int = 0) -> Linear:
+def random_linear(k: int, n: int, *, bias: bool = True, seed: int = 0, weight_bits: int = 8) -> Linear:
     random = np.random.default_rng([seed, k, n])
-    return linear(random.standard_normal((k, n)), random.standard_normal(n).astype(np.float32) if bias else None)
+    biases = random.standard_normal(n).astype(np.float32) if bias else None
+    return linear(random.standard_normal((k, n)), biases, weight_bits)
 
 
-def linear(weight: Array, bias: Array | None = None) -> Linear:
-    packed, scale = pack_weight(weight.astype(np.float32))
-    return Linear(quantize_channels(weight.astype(np.float32))[0], packed, scale, bias)
+def linear(weight: Array, bias: Array | None = None, weight_bits: int = 8) -> Linear:
+    weight = weight.astype(np.float32)
+    if weight_bits == 8:
+        packed, scale = pack_weight(weight)
+        return Linear(quantize_channels(weight)[0], packed, scale, bias)
+    packed, scale = pack_int4_weight(weight)
+    quantized = np.rint(rounded_to_int4(weight) / np.where(scale > 0, scale, 1)).astype(np.int8)
+    return Linear(quantized, packed, scale, bias, weight_bits)
 
 
 def random_rows(rows: int, k: int, seed: int = 0) -> Array:

@@ -1,4 +1,5 @@
-"""fastserve::QuantizedMatMul bit for bit against whole numbers in numpy, on every instruction set, and what it refuses."""
+"""fastserve::QuantizedMatMul bit for bit against whole numbers in numpy, on every instruction set, with weights of 8 and of 4
+bits, and what it refuses."""
 
 from __future__ import annotations
 
@@ -29,23 +30,29 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield request.param
 
 
+@pytest.fixture(params=[8, 4])
+def weight_bits(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.mark.parametrize(("k", "n"), SIZES)
-def test_every_shape_gives_the_bits_of_whole_number_arithmetic(isa: str, k: int, n: int) -> None:
-    layer = random_linear(k, n)
+def test_every_shape_gives_the_bits_of_whole_number_arithmetic(isa: str, k: int, n: int, weight_bits: int) -> None:
+    layer = random_linear(k, n, weight_bits=weight_bits)
     session = layer.session()
     for rows in ROWS:
         x = random_rows(rows, k)
         assert layer.run(x, session).tobytes() == layer.oracle(x).tobytes(), rows
 
 
-def test_a_product_of_many_blocks_gives_the_bits_of_whole_number_arithmetic(isa: str) -> None:
-    for layer, rows in ((random_linear(300, 1000), 450), (random_linear(1000, 300), 1000)):
+def test_a_product_of_many_blocks_gives_the_bits_of_whole_number_arithmetic(isa: str, weight_bits: int) -> None:
+    for k, n, rows in ((300, 1000, 450), (1000, 300, 1000), (40000, 70, 40)):
+        layer = random_linear(k, n, weight_bits=weight_bits)
         x = random_rows(rows, layer.k)
         assert layer.run(x).tobytes() == layer.oracle(x).tobytes()
 
 
-def test_a_row_gets_the_same_bits_alone_and_in_any_batch(isa: str) -> None:
-    layer = random_linear(200, 150)
+def test_a_row_gets_the_same_bits_alone_and_in_any_batch(isa: str, weight_bits: int) -> None:
+    layer = random_linear(200, 150, weight_bits=weight_bits)
     x, session = random_rows(230, 200), layer.session()
     together = layer.run(x, session)
     for rows in (1, 4, 7, 40, 100):
@@ -53,14 +60,14 @@ def test_a_row_gets_the_same_bits_alone_and_in_any_batch(isa: str) -> None:
         assert np.concatenate(pieces).tobytes() == together.tobytes()
 
 
-def test_the_output_does_not_depend_on_the_number_of_threads(isa: str) -> None:
-    layer, x = random_linear(256, 600), random_rows(400, 256)
+def test_the_output_does_not_depend_on_the_number_of_threads(isa: str, weight_bits: int) -> None:
+    layer, x = random_linear(256, 600, weight_bits=weight_bits), random_rows(400, 256)
     outputs = {layer.run(x, layer.session(threads)).tobytes() for threads in (1, 2, 3)}
     assert outputs == {layer.oracle(x).tobytes()}
 
 
-def test_one_session_can_run_from_several_threads_at_once(isa: str) -> None:
-    layer = random_linear(192, 300)
+def test_one_session_can_run_from_several_threads_at_once(isa: str, weight_bits: int) -> None:
+    layer = random_linear(192, 300, weight_bits=weight_bits)
     session, inputs = layer.session(), [random_rows(rows, 192) for rows in (3, 90, 250)]
     outputs = run_at_once(lambda x: layer.run(x, session).tobytes(), inputs, times=5)
     assert outputs == [[layer.oracle(x).tobytes()] * 5 for x in inputs]
@@ -68,8 +75,8 @@ def test_one_session_can_run_from_several_threads_at_once(isa: str) -> None:
 
 @pytest.mark.parametrize("k", [64, 770, 1 << 17])
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
-def test_the_largest_products_saturate_nowhere(isa: str, k: int, signs: tuple[int, int]) -> None:
-    layer = linear(np.full((k, 17), 127.0 * signs[0]))
+def test_the_largest_products_saturate_nowhere(isa: str, k: int, signs: tuple[int, int], weight_bits: int) -> None:
+    layer = linear(np.full((k, 17), 127.0 * signs[0]), weight_bits=weight_bits)
     x = np.full((7, k), 127.0 * signs[1], np.float32)
     assert (layer.quantized == 127 * signs[0]).all()
     assert (layer.run(x) == np.float32(signs[0] * signs[1] * 127 * 127 * k)).all()
@@ -129,8 +136,8 @@ def test_leading_dimensions_are_kept(isa: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("k", "n"), [(3, 5), (67, 17), (64, 32), (132, 100)])
-def test_nothing_is_read_or_written_past_the_end_of_a_tensor(isa: str, k: int, n: int) -> None:
-    layer, memory = random_linear(k, n), GuardedMemory()
+def test_nothing_is_read_or_written_past_the_end_of_a_tensor(isa: str, k: int, n: int, weight_bits: int) -> None:
+    layer, memory = random_linear(k, n, weight_bits=weight_bits), GuardedMemory()
     session = layer.session()
     for rows in (1, 5, 33):
         x = random_rows(rows, k)
@@ -160,9 +167,17 @@ def test_a_tensor_of_the_wrong_shape_is_refused_by_name(arrays: dict[str, Array]
         layer.session().run(None, _changed(layer, **arrays))
 
 
+def test_a_weight_of_other_bits_than_the_attribute_says_is_refused(weight_bits: int) -> None:
+    layer, other = (random_linear(100, 20, weight_bits=bits) for bits in (weight_bits, 12 - weight_bits))
+    message = rf"weight: got \[2, {other.packed.shape[1]}, 64\], allowed: \[2, {layer.packed.shape[1]}, 64\]"
+    with pytest.raises(Exception, match=message):
+        layer.session().run(None, layer.feeds(random_rows(3, 100)) | {"weight": other.packed})
+
+
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
+        ({"k": 8, "n": 8, "weight_bits": 5}, "attribute weight_bits: got 5, allowed: 4 or 8"),
         ({"n": 8}, "attribute k: got 0, allowed: 1 to 131072"),
         ({"k": 8}, "attribute n: got 0, allowed: 1 to 16777216"),
         ({"k": 131073, "n": 8}, "attribute k: got 131073, allowed: 1 to 131072"),
@@ -170,7 +185,7 @@ def test_a_tensor_of_the_wrong_shape_is_refused_by_name(arrays: dict[str, Array]
     ],
     ids=str,
 )
-def test_a_size_out_of_range_is_refused_when_the_graph_is_loaded(attributes: dict[str, Any], message: str) -> None:
+def test_an_attribute_out_of_range_is_refused_when_the_graph_is_loaded(attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message):
         one_node_session("QuantizedMatMul", ["x", "weight", "weight_scale"], TYPES, attributes, 1)
 

@@ -6,15 +6,14 @@ Blocks of 32 inputs of an output channel have levels 0..15 in steps of their own
     int8 = level * step - offset, -127..127        weight is about scale * int8
 
 So a kernel makes int8 weights of them without rounding, and the product is the one of int8 (``quantized_weight.py``). A panel is
-16 output channels: their sums, then blocks of 288 bytes, then zeros up to a multiple of 64 bytes::
+16 output channels, a group 4 inputs, a block 8 groups. Rows of 64 bytes::
 
-    sums      | c0 (int32) | c1 | ... | c15 |       of each channel's int8 weights, little endian
-    block 0   steps     | c0 | c1 | ... | c15 |     16 bytes, unsigned
-              offsets   | c0 | c1 | ... | c15 |     16 bytes, signed
-              group 0   | c0: k0 k1, k2 k3 | c1: k0 k1, k2 k3 | ...     32 bytes; the earlier of two levels in the low half
-              ...
-              group 7   | c0: k28 k29, k30 k31 | ...
-    block 1   ...
+    sums        | c0 (int32) | c1 | ... | c15 |     of each channel's int8 weights, little endian
+    blocks 0, 1 | steps c0..c15 | offsets c0..c15 | steps c0..c15 | offsets c0..c15 |     steps unsigned, offsets signed
+    blocks 2, 3 ...
+    levels      | c0: k0..k3 | c1: k0..k3 | ... | c15: k0..k3 |     in the low halves of the bytes, in the high ones
+                | c0: k4..k7 | c1: k4..k7 | ... | c15: k4..k7 |     the next group; so 4 rows a block
+                ...
 
 4.5 bits a weight, 32 more a channel. Inputs past k have levels of no meaning, which the sums do not count; channels past n are
 zero.
@@ -40,15 +39,17 @@ from fastserve.worker.kernels.quantized_weight import (
 BLOCK_INPUTS = 32
 HIGHEST_LEVEL = 15
 _BLOCK_GROUPS = BLOCK_INPUTS // GROUP_INPUTS
-_BLOCK_BYTES = 2 * PANEL_CHANNELS + _BLOCK_GROUPS * ROW_BYTES // 2
+_BLOCK_ROWS = _BLOCK_GROUPS // 2
+"""Of levels."""
 _FINER_STEPS = (-2, -1, 0, 1)
 """What is tried beside the step that reaches from a block's least to its largest weight: finer ones cut off the ends."""
 _CHANNELS_AT_ONCE = 256
 
 
 def int4_packed_shape(k: int, n: int) -> tuple[int, int, int]:
-    """Shape of the packed weight of a [k, n] matrix: [num_panels, 1 + rows of the blocks, 64]."""
-    return -(-n // PANEL_CHANNELS), 1 - (_num_blocks(k) * -_BLOCK_BYTES // ROW_BYTES), ROW_BYTES
+    """Shape of the packed weight of a [k, n] matrix: [num_panels, rows of a panel, 64]."""
+    num_blocks = _num_blocks(k)
+    return -(-n // PANEL_CHANNELS), 1 + (num_blocks + 1) // 2 + num_blocks * _BLOCK_ROWS, ROW_BYTES
 
 
 def pack_int4_weight(weight: npt.NDArray[np.floating[Any]]) -> tuple[Int8Array, FloatArray]:
@@ -84,7 +85,7 @@ def _num_blocks(k: int) -> int:
 
 
 def _blocks(weight: npt.NDArray[np.floating[Any]], scale: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Levels [num_blocks, 32, n], steps and offsets [num_blocks, n], whole numbers all, that come closest to ``weight`` [k, n]."""
+    """Levels [num_blocks, 32, n], steps and offsets [num_blocks, n], whole numbers, that come closest to ``weight`` [k, n]."""
     k, n = weight.shape
     padded = np.zeros((_num_blocks(k) * BLOCK_INPUTS, n), np.float32)
     padded[:k] = weight / np.where(scale > 0, scale, 1)
@@ -96,8 +97,9 @@ def _blocks(weight: npt.NDArray[np.floating[Any]], scale: FloatArray) -> tuple[F
     for finer in _FINER_STEPS:
         step = np.clip(np.rint((high - low) / HIGHEST_LEVEL) + finer, 1, 2 * LEVELS // HIGHEST_LEVEL + 1)
         offset = np.clip(np.rint((HIGHEST_LEVEL * step - low - high) / 2), -LEVELS, LEVELS)
-        bottom, top = np.ceil((offset - LEVELS) / step), np.floor((LEVELS + offset) / step)  # what stays within int8
-        level = np.clip(np.rint((blocks + offset[:, None]) / step[:, None]), np.maximum(bottom, 0)[:, None], np.minimum(top, 15)[:, None])
+        lowest = np.maximum(np.ceil((offset - LEVELS) / step), 0)  # of those that stay within int8
+        highest = np.minimum(np.floor((offset + LEVELS) / step), HIGHEST_LEVEL)
+        level = np.rint((blocks + offset[:, None]) / step[:, None]).clip(lowest[:, None], highest[:, None])
         error = np.square(level * step[:, None] - offset[:, None] - blocks).sum(axis=1)
         better = error < least
         least = np.where(better, error, least)
@@ -114,18 +116,16 @@ def _pack_channels(packed: Int8Array, k: int, levels: FloatArray, steps: FloatAr
     sums = np.zeros(panels * PANEL_CHANNELS, "<i4")
     sums[:n] = values.sum(axis=0, dtype=np.int64)
     packed[:, 0] = sums.view(np.int8).reshape(panels, ROW_BYTES)
-    blocks = np.zeros((panels, num_blocks, _BLOCK_BYTES), np.uint8)
-    blocks[:, :, :PANEL_CHANNELS] = _by_panel(steps.astype(np.uint8), panels)
-    blocks[:, :, PANEL_CHANNELS : 2 * PANEL_CHANNELS] = _by_panel(offsets.astype(np.int8).view(np.uint8), panels)
+    ends = np.zeros((panels, num_blocks + num_blocks % 2, 2, PANEL_CHANNELS), np.uint8)
+    ends[:, :num_blocks, 0] = _by_panel(steps.astype(np.uint8), panels)
+    ends[:, :num_blocks, 1] = _by_panel(offsets.astype(np.int8).view(np.uint8), panels)
+    first_levels = 1 + ends.shape[1] // 2
+    packed[:, 1:first_levels] = ends.reshape(panels, -1, ROW_BYTES).view(np.int8)
     whole = np.zeros((num_blocks, BLOCK_INPUTS, panels * PANEL_CHANNELS), np.uint8)
     whole[:, :, :n] = levels
-    # [num_blocks, 8 groups, 4 inputs, num_panels, 16] -> [num_panels, num_blocks, 8 groups, 16, 4 inputs]
-    groups = whole.reshape(num_blocks, _BLOCK_GROUPS, GROUP_INPUTS, panels, PANEL_CHANNELS).transpose(3, 0, 1, 4, 2)
-    pairs = groups[..., ::2] | groups[..., 1::2] << 4
-    blocks[:, :, 2 * PANEL_CHANNELS :] = pairs.reshape(panels, num_blocks, -1)
-    flat = packed[:, 1:].reshape(panels, -1)  # a copy: the rows of a panel lie in a row, panels do not
-    flat[:, : num_blocks * _BLOCK_BYTES] = blocks.reshape(panels, -1).view(np.int8)
-    packed[:, 1:] = flat.reshape(packed[:, 1:].shape)
+    # [num_blocks * 4 pairs of groups, 2 groups, 4 inputs, num_panels, 16] -> [num_panels, pairs, 2 groups, 16, 4 inputs]
+    groups = whole.reshape(-1, 2, GROUP_INPUTS, panels, PANEL_CHANNELS).transpose(3, 0, 1, 4, 2)
+    packed[:, first_levels:] = (groups[:, :, 0] | groups[:, :, 1] << 4).reshape(panels, -1, ROW_BYTES).view(np.int8)
 
 
 def _by_panel(values: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:

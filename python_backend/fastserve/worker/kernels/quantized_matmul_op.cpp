@@ -1,7 +1,8 @@
-// fastserve::QuantizedMatMul: x times a matrix of int8 weights ("W8A8").
+// fastserve::QuantizedMatMul: x times a matrix of weights of 8 or 4 bits ("W8A8", "W4A8").
 //
 // Inputs: x [.., k] float, weight [num_panels, 1 + num_groups, 64] int8 as quantized_weight.py packs it, weight_scale [n],
-// bias [n] (optional). Attributes: k, n. Output [.., n] float. With the attribute prologue the rows are normalised or gated
+// bias [n] (optional). Attributes: k, n, and weight_bits: 8, or 4 for a weight [num_panels, .., 64] as int4_weight.py packs it,
+// which stands for int8 weights too. Output [.., n] float. With the attribute prologue the rows are normalised or gated
 // first, as row_prologue.h says: norm_weight, norm_bias and skip are its inputs, output 1 the sum x + skip.
 //
 //   q = round(x / row_scale), -127..127, where row_scale = largest magnitude of the row / 127
@@ -15,6 +16,7 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "isa/quantized_kernels.h"
@@ -44,7 +46,13 @@ constexpr int64_t kQuantizedAtOnce = 8192;   // activations of one work item, or
 constexpr int64_t kRowsAtOnce = 192;         // of one work item, so that their activations stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 4;         // of one work item, or a multiple: what the kernels compute at once
 constexpr int64_t kLeastWork = 384 * 1024;   // of one work item, in bytes of weights that could be read meanwhile
+constexpr int64_t kUnpackedBytes = 512 * 1024;  // the most that is made of weights of 4 bits at once, but for one panel
 constexpr int64_t kItemsOfThread = 4;        // few, because neighbouring outputs of two processors disturb each other
+
+int64_t panel_bytes_of_four_bits(int64_t k) {
+  const int64_t blocks = divide_up(k, kBlockGroups * kGroupInputs);
+  return kGroupBytes + divide_up(blocks, 2) * kGroupBytes + blocks * kLevelBytes;
+}
 
 OutputCut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64_t rows_of_read) {
   OutputCut cut{};
@@ -62,6 +70,23 @@ OutputCut cut_outputs(const QuantizedProblem& problem, int64_t num_panels, int64
   return cut;
 }
 
+int64_t read_weight_bits(const ort::Api& api, const ort::KernelInfo* info) {
+  const int64_t bits = read_int(api, info, "weight_bits", 8);
+  if (bits != 4 && bits != 8) refuse(kSchema, "attribute weight_bits", std::to_string(bits), "4 or 8");
+  return bits;
+}
+
+// Memory of this thread, kept from call to call.
+int8_t* memory_for_panels(int64_t bytes) {
+  static thread_local std::unique_ptr<Scratch> memory;
+  static thread_local int64_t size = 0;
+  if (bytes > size) {
+    memory = std::make_unique<Scratch>(static_cast<size_t>(bytes));
+    size = bytes;
+  }
+  return static_cast<int8_t*>(memory->data());
+}
+
 struct QuantizedMatMulKernel {
   static const OpSchema& schema() { return kSchema; }
 
@@ -69,6 +94,10 @@ struct QuantizedMatMulKernel {
       : api(ort_api),
         k(read_size(ort_api, info, kSchema, "k", kMaxInputs)),
         n(read_size(ort_api, info, kSchema, "n", kMostOutputs)),
+        weight_bits(read_weight_bits(ort_api, info)),
+        num_panels(divide_up(n, kPanelChannels)),
+        panel_bytes((1 + divide_up(k, kGroupInputs)) * kGroupBytes),
+        packed_panel_bytes(weight_bits == 8 ? panel_bytes : panel_bytes_of_four_bits(k)),
         prologue(ort_api, info, kSchema, kNormWeight),
         kernels(choose_quantized_kernels()) {}
 
@@ -83,8 +112,9 @@ struct QuantizedMatMulKernel {
     problem.stride = (divide_up(k, kRowAlignment) | 1) * kRowAlignment;
     problem.rows = rows;
     const Tensor weight = read(kWeight);
-    expect_shape(weight, {divide_up(n, kPanelChannels), 1 + problem.num_groups, kGroupBytes});
+    expect_shape(weight, {num_panels, packed_panel_bytes / kGroupBytes, kGroupBytes});
     problem.weight = static_cast<const int8_t*>(weight.data);
+    problem.packed_panel_bytes = packed_panel_bytes;
     const Tensor weight_scale = read(kWeightScale);
     expect_shape(weight_scale, {n});
     problem.weight_scale = static_cast<const float*>(weight_scale.data);
@@ -115,7 +145,6 @@ struct QuantizedMatMulKernel {
     const int64_t rows_at_once = std::max({int64_t{1}, kQuantizedAtOnce / k, divide_up(problem.rows, most_items)});
     const int64_t items = divide_up(problem.rows, rows_at_once);
     const Scratch prepared(prologue.none() ? 0 : static_cast<size_t>(items * k) * sizeof(float));  // a row of each item
-    const int64_t num_panels = divide_up(n, kPanelChannels);
     const OutputCut cut = cut_outputs(problem, num_panels, kernels.rows_of_read);
     const auto quantize = [&](int64_t first, int64_t last) {
       float* space = static_cast<float*>(prepared.data()) + first / rows_at_once * k;
@@ -124,13 +153,50 @@ struct QuantizedMatMulKernel {
     const auto first_stage = rows_of_item(problem.rows, rows_at_once, quantize);
     parallel_stages(api, context, static_cast<size_t>(items), first_stage, static_cast<size_t>(cut.count()), [&](size_t i) {
       const int64_t index = static_cast<int64_t>(i);
-      kernels.multiply(problem, cut.block(index, problem.rows, num_panels), cut.next_panel(index));
+      const OutputBlock block = cut.block(index, problem.rows, num_panels);
+      const int64_t next_panel = cut.next_panel(index);
+      if (weight_bits == 8) {
+        kernels.multiply(problem, block, next_weights(problem.weight, next_panel, num_panels));
+      } else {
+        multiply_four_bits(problem, block, next_panel);
+      }
     });
+  }
+
+  // Makes int8 weights of those of 4 bits, some panels at a time, and multiplies by these.
+  void multiply_four_bits(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel) const {
+    if (block.last_row - block.first_row <= kFewRows) return kernels.multiply_packed(problem, block);
+    int64_t at_once = kPanelsAtOnce;
+    while (at_once > 1 && at_once * panel_bytes > kUnpackedBytes) at_once /= 2;
+    // What is unpacked behind the end of a panel is overwritten by the next one, which comes after.
+    int8_t* panels = memory_for_panels(at_once * panel_bytes + (kBlockGroups - 1) * kGroupBytes);
+    QuantizedProblem part = problem;
+    part.weight = panels;
+    for (int64_t first = block.first_panel; first < block.last_panel; first += at_once) {
+      const int64_t last = std::min(first + at_once, block.last_panel);
+      for (int64_t panel = first; panel < last; ++panel) {
+        kernels.unpack(problem.weight + panel * packed_panel_bytes, problem.num_groups, panels + (panel - first) * panel_bytes);
+      }
+      part.first_panel = first;
+      const int64_t next = last < block.last_panel ? last : next_panel;
+      kernels.multiply(part, {block.first_row, block.last_row, first, last},
+                       next_weights(problem.weight, next, std::min(next + at_once, num_panels)));
+    }
+  }
+
+  // Panels [first, last) as they are stored; first: -1 for none.
+  NextWeights next_weights(const int8_t* weight, int64_t first, int64_t last) const {
+    if (first < 0) return {weight, 0};
+    return {weight + first * packed_panel_bytes, divide_up((last - first) * packed_panel_bytes, panel_bytes)};
   }
 
   const ort::Api& api;
   const int64_t k;
   const int64_t n;
+  const int64_t weight_bits;
+  const int64_t num_panels;
+  const int64_t panel_bytes;         // of int8 weights
+  const int64_t packed_panel_bytes;  // as it is in the weight
   const RowPrologue prologue;
   const QuantizedKernels& kernels;
 };

@@ -14,6 +14,10 @@ namespace fastserve {
 constexpr int kPanelChannels = 16;  // output channels whose weights lie side by side
 constexpr int kGroupInputs = 4;     // inputs of one channel that lie side by side
 constexpr int kGroupBytes = 64;     // kPanelChannels * kGroupInputs; also 16 channel sums of 4 bytes
+constexpr int kBlockGroups = 8;     // groups of a channel whose weights of 4 bits share a step and an offset: a block
+constexpr int kEndBytes = 2 * kPanelChannels;                // the steps and offsets of a panel's block
+constexpr int kLevelBytes = kBlockGroups * kGroupBytes / 2;  // its levels
+constexpr int64_t kFewRows = 3;     // for so few, weights of 4 bits are not unpacked into memory first
 constexpr int kRowAlignment = 64;   // quantised activations of a row are zero-filled up to a multiple of this
 // The largest k whose sums of products of -127..127 cannot overflow 32 bits.
 constexpr int64_t kMaxInputs = 1 << 17;
@@ -24,8 +28,12 @@ constexpr int64_t kMaxInputs = 1 << 17;
 //             sums:    | c0 (int32) | c1 | ... | c15 |              sum of each channel's weights
 //             group 0: | c0: k0 k1 k2 k3 | c1: k0 k1 k2 k3 | ... | c15: k0 k1 k2 k3 |
 //             group 1: | c0: k4 k5 k6 k7 | ...
+//
+// Weights of 4 bits, which int4_weight.py packs, are unpacked into such panels, some at a time.
 struct QuantizedProblem {
-  const int8_t* weight;       // -127..127, zero where a panel or group is not full
+  const int8_t* weight;       // panels from first_panel on; -127..127, zero where a panel is not full
+  int64_t first_panel;
+  int64_t packed_panel_bytes;  // for multiply_packed: from one panel of 4 bits a weight to the next
   const float* weight_scale;  // [n]
   const float* bias;          // [n] or null
   float* output;              // [rows, n]
@@ -38,14 +46,24 @@ struct QuantizedProblem {
   int64_t stride;      // elements from one row of activations to the next, a multiple of kRowAlignment
 };
 
+// Weights that will be read next, to be asked for meanwhile: as much memory as `panels` panels take.
+struct NextWeights {
+  const int8_t* first;
+  int64_t panels;
+};
+
 // One instruction set's kernels. Rows and blocks are independent and may run on any thread at the same time.
 struct QuantizedKernels {
   const char* name;
   size_t activation_bytes;  // size of one quantised activation
   int64_t rows_of_read;     // about so many rows' products take as long as reading the weights from memory
   void (*quantize)(const QuantizedProblem& problem, const float* x, int64_t row);  // x: row `row`, [k]
-  // Needs the rows' activations. next_panel: what to ask for meanwhile, the first panel of this thread's next block, or -1.
-  void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel);
+  // One panel of 4 bits a weight to int8. Writes whole blocks: up to kBlockGroups - 1 groups more than num_groups.
+  void (*unpack)(const int8_t* packed, int64_t num_groups, int8_t* panel);
+  // As multiply, for up to kFewRows rows and weights of 4 bits as they are stored.
+  void (*multiply_packed)(const QuantizedProblem& problem, const OutputBlock& block);
+  // Needs the rows' activations. next: of this thread's next block.
+  void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next);
 };
 
 }  // namespace fastserve

@@ -15,10 +15,12 @@ namespace {
 #include "quantized_vector_avx512vnni.h"
 #include "quantized_rows.inl"
 #include "quantized_tiles.inl"
+#include "quantized_unpack.inl"
+#include "quantized_packed.inl"
 #include "quantized_amx.inl"
 
 }  // namespace
 
-extern const QuantizedKernels kAmxQuantizedKernels = {"amx", sizeof(Activation), 32, quantize, multiply_with_tiles};
+extern const QuantizedKernels kAmxQuantizedKernels = {"amx", sizeof(Activation), 32, quantize, unpack, multiply_packed, multiply_with_tiles};
 
 }  // namespace fastserve

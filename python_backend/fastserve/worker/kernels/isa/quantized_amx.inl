@@ -9,7 +9,7 @@ constexpr int kTileInputs = 64;                          // inputs of one tile o
 constexpr int kTileGroups = kTileInputs / kGroupInputs;
 constexpr int kTileBytes = kTileSide * kTileInputs;
 constexpr int kSquare = 2 * kTileSide;                   // rows, and channels, of what is computed at once
-constexpr int64_t kFewRows = 4;                          // up to this, vectors are as fast
+constexpr int64_t kVectorRows = 4;                          // up to this, vectors are as fast
 
 struct TileShapes {  // the operand of LDTILECFG
   uint8_t palette;
@@ -112,8 +112,8 @@ static void multiply_band(const QuantizedProblem& problem, const OutputBlock& bl
   }
 }
 
-static void multiply_with_tiles(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel) {
-  if (block.last_row - block.first_row <= kFewRows) return multiply(problem, block, next_panel);
+static void multiply_with_tiles(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next) {
+  if (block.last_row - block.first_row <= kVectorRows) return multiply(problem, block, next);
   if (block.first_row + kSquare <= block.last_row) multiply_band<true>(problem, block, block.first_row, kSquare);
   const int rest = static_cast<int>((block.last_row - block.first_row) % kSquare);
   if (rest > kTileSide) multiply_band<true>(problem, block, block.last_row - rest, rest);

@@ -15,9 +15,11 @@ namespace {
 #include "quantized_vector_avx2.h"
 #include "quantized_rows.inl"
 #include "quantized_tiles.inl"
+#include "quantized_unpack.inl"
+#include "quantized_packed.inl"
 
 }  // namespace
 
-extern const QuantizedKernels kAvx2QuantizedKernels = {"avx2", sizeof(Activation), 2, quantize, multiply};
+extern const QuantizedKernels kAvx2QuantizedKernels = {"avx2", sizeof(Activation), 2, quantize, unpack, multiply_packed, multiply};
 
 }  // namespace fastserve

@@ -15,9 +15,11 @@ namespace {
 #include "quantized_vector_avx512vnni.h"
 #include "quantized_rows.inl"
 #include "quantized_tiles.inl"
+#include "quantized_unpack.inl"
+#include "quantized_packed.inl"
 
 }  // namespace
 
-extern const QuantizedKernels kAvx512VnniQuantizedKernels = {"avx512vnni", sizeof(Activation), 8, quantize, multiply};
+extern const QuantizedKernels kAvx512VnniQuantizedKernels = {"avx512vnni", sizeof(Activation), 8, quantize, unpack, multiply_packed, multiply};
 
 }  // namespace fastserve

@@ -15,9 +15,11 @@ namespace {
 #include "quantized_vector_avxvnni.h"
 #include "quantized_rows.inl"
 #include "quantized_tiles.inl"
+#include "quantized_unpack.inl"
+#include "quantized_packed.inl"
 
 }  // namespace
 
-extern const QuantizedKernels kAvxVnniQuantizedKernels = {"avxvnni", sizeof(Activation), 5, quantize, multiply};
+extern const QuantizedKernels kAvxVnniQuantizedKernels = {"avxvnni", sizeof(Activation), 5, quantize, unpack, multiply_packed, multiply};
 
 }  // namespace fastserve

@@ -14,9 +14,11 @@ namespace {
 #include "quantized_vector_generic.h"
 #include "quantized_rows.inl"
 #include "quantized_tiles.inl"
+#include "quantized_unpack.inl"
+#include "quantized_packed.inl"
 
 }  // namespace
 
-extern const QuantizedKernels kGenericQuantizedKernels = {"generic", sizeof(Activation), 1, quantize, multiply};
+extern const QuantizedKernels kGenericQuantizedKernels = {"generic", sizeof(Activation), 1, quantize, unpack, multiply_packed, multiply};
 
 }  // namespace fastserve

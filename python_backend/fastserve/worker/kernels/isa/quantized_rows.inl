@@ -52,7 +52,7 @@ static void quantize(const QuantizedProblem& problem, const float* x, int64_t ro
 }
 
 static inline const int8_t* panel_of(const QuantizedProblem& problem, int64_t panel) {
-  return problem.weight + panel * (1 + problem.num_groups) * kGroupBytes;
+  return problem.weight + (panel - problem.first_panel) * (1 + problem.num_groups) * kGroupBytes;
 }
 
 // Some neighbouring channels in the compiler's portable vector type: left to itself it vectorises these short loops badly.

@@ -62,30 +62,29 @@ static inline void multiply_rows(const QuantizedProblem& problem, int64_t row, i
 // Parts at a time through all rows of the block, so that those weights stay in the nearest cache. The first tile would wait for
 // memory while the others compute, so meanwhile all of them ask for the weights that come next, a share each.
 template <int Parts>
-static inline void multiply_parts(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel, int64_t part) {
+static inline void multiply_parts(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next, int64_t part) {
   const int64_t last = block.last_panel * kParts;
   const int64_t rows = block.last_row - block.first_row;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t num_panels = (problem.n + kPanelChannels - 1) / kPanelChannels;
+  const int64_t panel_bytes = (1 + problem.num_groups) * kGroupBytes;
   constexpr int kPanels = (Parts + kParts - 1) / kParts;
   const int64_t lines = (kPanels + tiles - 1) / tiles;  // for each group of each tile
   for (; part + Parts <= last; part += Parts) {
     const int64_t following = part / kParts + kPanels;
     const bool inside = following < block.last_panel;
-    const int64_t next = inside ? following : next_panel;
-    const int64_t end = inside ? block.last_panel : (next < 0 ? next : num_panels);
+    const NextWeights wanted = inside ? NextWeights{panel_of(problem, following), block.last_panel - following} : next;
     for (int64_t tile = 0; tile < tiles; ++tile) {  // of nearly equal size
       const int64_t row = rows * tile / tiles;
-      const int64_t first = next + tile * lines;  // panel
-      const int64_t left = tile * lines < kPanels ? end - first : 0;
+      const int64_t first = tile * lines;  // panel
+      const int64_t left = first < kPanels ? wanted.panels - first : 0;
       const int64_t asked = left < lines ? (left > 0 ? left : 0) : lines;
-      const Ahead ahead = {panel_of(problem, asked > 0 ? first : 0), static_cast<int>(asked)};
+      const Ahead ahead = {wanted.first + (asked > 0 ? first : 0) * panel_bytes, static_cast<int>(asked)};
       multiply_rows<kTileRows, Parts>(problem, block.first_row + row, rows * (tile + 1) / tiles - row, part, ahead);
     }
   }
-  if constexpr (Parts > 1) multiply_parts<Parts / 2>(problem, block, next_panel, part);
+  if constexpr (Parts > 1) multiply_parts<Parts / 2>(problem, block, next, part);
 }
 
-static void multiply(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel) {
-  multiply_parts<kTileParts>(problem, block, next_panel, block.first_panel * kParts);
+static void multiply(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next) {
+  multiply_parts<kTileParts>(problem, block, next, block.first_panel * kParts);
 }

@@ -9,8 +9,10 @@ constexpr int kOffset = 0;
 constexpr int kParts = 4;
 constexpr int kTileRows = 6;  // times kTileParts: 12 of 16 registers
 constexpr int kTileParts = 2;
+constexpr int kUnpackedBytes = 32;  // at once, of weights of 4 bits
 
-static inline Sum first_sum(const int8_t*) { return _mm256_setzero_si256(); }
+static inline Sum no_sum() { return _mm256_setzero_si256(); }
+static inline Sum first_sum(const int8_t*) { return no_sum(); }
 static inline Weights load_weights(const int8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }

@@ -9,8 +9,10 @@ constexpr int kOffset = 0;
 constexpr int kParts = 2;
 constexpr int kTileRows = 6;  // times kTileParts: 24 of 32 registers
 constexpr int kTileParts = 4;
+constexpr int kUnpackedBytes = 64;  // at once, of weights of 4 bits
 
-static inline Sum first_sum(const int8_t*) { return _mm512_setzero_si512(); }
+static inline Sum no_sum() { return _mm512_setzero_si512(); }
+static inline Sum first_sum(const int8_t*) { return no_sum(); }
 static inline Weights load_weights(const int8_t* p) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }

@@ -9,11 +9,13 @@ constexpr int kOffset = 128;
 constexpr int kParts = 2;
 constexpr int kTileRows = 6;  // times kTileParts: 12 of 16 registers
 constexpr int kTileParts = 2;
+constexpr int kUnpackedBytes = 32;  // at once, of weights of 4 bits
 
+static inline Sum no_sum() { return _mm256_setzero_si256(); }
 static inline Weights load_weights(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 // Takes back what kOffset adds to every activation, hence -128 times the channel's weights to its sum.
 static inline Sum first_sum(const int8_t* channel_sums) {
-  return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(load_weights(channel_sums), 7));
+  return _mm256_sub_epi32(no_sum(), _mm256_slli_epi32(load_weights(channel_sums), 7));
 }
 static inline Factors broadcast_group(const Activation* p) {
   int32_t group;

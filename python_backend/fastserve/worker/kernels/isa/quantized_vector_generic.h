@@ -15,8 +15,10 @@ constexpr int kOffset = 0;
 constexpr int kParts = 1;
 constexpr int kTileRows = 2;
 constexpr int kTileParts = 1;
+constexpr int kUnpackedBytes = 16;  // at once, of weights of 4 bits
 
-static inline Sum first_sum(const int8_t*) { return {}; }
+static inline Sum no_sum() { return {}; }
+static inline Sum first_sum(const int8_t*) { return no_sum(); }
 static inline Weights load_weights(const int8_t* p) { return {p}; }
 static inline Factors broadcast_group(const Activation* p) { return {{p[0], p[1], p[2], p[3]}}; }
 static inline Sum multiply_add(Factors a, Weights b, Sum sum) {
