@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -28,7 +29,7 @@ class HashingRunner:
         """Raised by the next runs, one each, after the pool was half written."""
 
     def run(self, batch: ForwardBatch, kv_cache: KVCache) -> npt.NDArray[np.float32]:
-        self.batches.append(batch)
+        self.batches.append(copy.deepcopy(batch))  # the next one may be in the same arrays
         memory = kv_cache.keys[0]  # [num_blocks, 1, 1, block_size]
         for row, slot in enumerate(batch.slot_mapping.tolist()):
             if slot >= 0:

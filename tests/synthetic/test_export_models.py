@@ -18,16 +18,19 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from fastserve.export.options import ExportOptions, ExportResult, Stage
 from fastserve.export.text_generation import export_model
 from fastserve.manifest import ModelManifest
-from fastserve.worker.batch import SequenceInput, pack
+from fastserve.worker import model_runner
+from fastserve.worker.batch import Packer, SequenceInput
+from fastserve.worker.device import Host
 from fastserve.worker.kv_cache import KVCache
 from fastserve.worker.model_runner import ModelRunner
-from fastserve.worker.session import SessionSettings
+from fastserve.worker.session import CPU_PROVIDERS, SessionSettings
 from tests.synthetic.tiny_models import CHAT_TEMPLATE, TINY_CONFIGS, llama_config, save_model
 
 FAMILIES = sorted(TINY_CONFIGS)
 PROMPT_LENGTHS = (3, 17, 40)
 NEW_TOKENS = 12
 BLOCK_SIZE = 16
+ONE_THREAD = SessionSettings(1)
 GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 40}
 
 
@@ -76,11 +79,14 @@ def generate_with_torch(model: Any, prompt: list[int]) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def generate_together(result: ExportResult, sequences: list[list[int]], kv_cache_dtype: str = "fp32") -> list[list[int]]:
+def generate_together(
+    result: ExportResult, sequences: list[list[int]], kv_cache_dtype: str = "fp32", settings: SessionSettings = ONE_THREAD
+) -> list[list[int]]:
     """Greedy tokens of all sequences, prefilled in one run and decoded together."""
     spec = result.manifest.cache
     assert spec is not None
-    runner = ModelRunner(result.directory, result.manifest, kv_cache_dtype=kv_cache_dtype, session=SessionSettings(1))
+    runner = ModelRunner(result.directory, result.manifest, kv_cache_dtype=kv_cache_dtype, session=settings)
+    packer = Packer(BLOCK_SIZE)
     blocks = -(-(max(PROMPT_LENGTHS) + NEW_TOKENS) // BLOCK_SIZE)
     cache = KVCache(spec, blocks * len(sequences), BLOCK_SIZE, kv_cache_dtype)
     tables = [list(range(i, blocks * len(sequences), len(sequences))) for i in range(len(sequences))]
@@ -88,7 +94,7 @@ def generate_together(result: ExportResult, sequences: list[list[int]], kv_cache
     for _ in range(NEW_TOKENS):
         inputs = [SequenceInput(t[at:], at, table, samples=True) for t, at, table in zip(tokens, done, tables, strict=True)]
         done = [len(t) for t in tokens]
-        for sequence, row in zip(tokens, runner.run(pack(inputs, BLOCK_SIZE), cache), strict=True):
+        for sequence, row in zip(tokens, runner.run(packer.pack(inputs), cache), strict=True):
             sequence.append(int(row.argmax()))
     return [new[len(old) :] for new, old in zip(tokens, sequences, strict=True)]
 
@@ -102,6 +108,32 @@ def test_the_exported_graph_generates_what_the_source_generates(export: ExportRe
 def test_the_graphs_of_smaller_caches_run(export: ExportResult, kv_cache_dtype: str) -> None:
     answers = generate_together(export, prompts(export.manifest.model.vocab_size), kv_cache_dtype)
     assert [len(answer) for answer in answers] == [NEW_TOKENS] * len(PROMPT_LENGTHS)
+
+
+class CountingHost(Host):
+    """Names of what was bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound: list[str] = []
+
+    def bind(self, binding: Any, name: str, array: Any) -> None:
+        self.bound.append(name)
+        super().bind(binding, name, array)
+
+
+def test_decodes_bind_their_inputs_once_but_to_another_device_each_time(
+    export: ExportResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is bound to another device is copied there at once."""
+    sequences = prompts(export.manifest.model.vocab_size)
+    expected = generate_together(export, sequences)
+    for providers, times in ((CPU_PROVIDERS, 2), ((("CPUExecutionProvider", {"as": "another"}),), NEW_TOKENS)):
+        host = CountingHost()
+        monkeypatch.setattr(model_runner, "HOST", host)
+        assert generate_together(export, sequences, settings=SessionSettings(1, providers=providers)) == expected
+        counts = {name: host.bound.count(name) for name in ("input_ids", "past_seqlens", "logits_rows")}
+        assert set(counts.values()) == {times}, counts
 
 
 def test_a_sequence_alone_is_bitwise_what_it_is_in_a_batch(export: ExportResult) -> None:

@@ -205,6 +205,34 @@ def test_batches_packed_one_after_another_are_what_they_are_alone():
         assert_same_batch(packer.pack(inputs), pack(inputs, 4))
 
 
+def arrays_of(batch):
+    return {name: getattr(batch, name) for name in DTYPES}
+
+
+def test_as_many_decodes_as_before_are_packed_into_the_arrays_of_before_and_no_other_batch_is():
+    packer = Packer(4, position_offset=2)
+    two = [DECODE, SequenceInput([7], 3, [6], True)]
+    before = arrays_of(packer.pack(two))
+    again = [SequenceInput([50], 10, [0, 7, 3], True), SequenceInput([8], 0, [5], True)]
+    for inputs in (again, two):
+        assert_same_batch(batch := packer.pack(inputs), pack(inputs, 4, 2))
+        assert all(array is before[name] for name, array in arrays_of(batch).items())
+    for inputs in ([DECODE], [*two, DECODE], [DECODE, PREFILL], [DECODE._replace(samples=False), DECODE], two):
+        assert_same_batch(batch := packer.pack(inputs), pack(inputs, 4, 2))
+        for name, array in arrays_of(batch).items():
+            assert array is not before[name] or array.shape == before[name].shape, name
+        before = arrays_of(batch)
+
+
+def test_decodes_get_new_arrays_when_a_table_outgrows_its_rows():
+    packer, table = Packer(4), [3]
+    for length in range(1, 90):
+        table += [length] * (length % 4 == 0)
+        assert_same_batch(
+            packer.pack([SequenceInput([1], length, list(table), True)]), pack([SequenceInput([1], length, table, True)], 4)
+        )
+
+
 def test_a_table_that_has_not_changed_is_not_written_again():
     class Watched(list):
         def __iter__(self):

@@ -88,39 +88,45 @@ class Packer:
         self._block_size = block_size
         self._position_offset = position_offset
         self._tables = BlockTableRows()
+        self._decodes: ForwardBatch | None = None  # of the last iteration that was nothing else
 
     def pack(self, inputs: Sequence[SequenceInput]) -> ForwardBatch:
-        """Lay ``inputs`` out on one token axis, in the order given. The block table is overwritten by the next call.
+        """Lay ``inputs`` out on one token axis, in the order given. The arrays may be overwritten by the next call. Those that
+        are the same objects as before are as large as before.
 
         Raises ValueError when a block table is too short for its tokens.
         """
         block_table = self._tables.update([item.block_table for item in inputs])
+        if (decodes := self._pack_decodes(inputs, block_table)) is not None:
+            return decodes
         size = self._block_size
         for item in inputs:
             if item.num_computed + len(item.token_ids) > len(item.block_table) * size and item.block_table:
                 raise ValueError("a block table does not cover its sequence's tokens")
         past = np.array([item.num_computed for item in inputs], np.int64)
-        if all(map(_only_decodes, inputs)):
-            return self._pack_decodes(inputs, past, block_table)
         lengths = np.array([len(item.token_ids) for item in inputs], np.int64)
         return self._pack_any(inputs, past, lengths, block_table)
 
-    def _pack_decodes(self, inputs: Sequence[SequenceInput], past: Int64Array, block_table: Int32Array) -> ForwardBatch:
-        """Most iterations: one token of each sequence, whose logits are wanted."""
-        rows = np.arange(len(inputs))
-        block, offset = np.divmod(past, self._block_size)
-        return ForwardBatch(
-            input_ids=np.array([item.token_ids[0] for item in inputs], np.int64),
-            position_ids=past + self._position_offset,
-            cumulative_sequence_length=np.arange(len(inputs) + 1, dtype=np.int32),
-            past_seqlens=past.astype(np.int32),
-            block_table=block_table,
-            slot_mapping=(block_table[rows, block] * self._block_size + offset).astype(np.int32),
-            logits_rows=rows,
-            cross_block_table=np.empty((len(inputs), 0), np.int32),
-            cross_seqlens=np.zeros(len(inputs), np.int32),
-            cross_slot_mapping=np.full(len(inputs), -1, np.int32),
-        )
+    def _pack_decodes(self, inputs: Sequence[SequenceInput], block_table: Int32Array) -> ForwardBatch | None:
+        """Most iterations: one token of each sequence, whose logits are wanted; None if there is more to any of them. As long as
+        their number stays, the arrays do, and those that nothing but it decides are not written again."""
+        size = self._block_size
+        tokens, past, slots = [], [], []
+        for token_ids, computed, table, samples, prompt_rows, cached, cross_table, cross_seqlen in inputs:
+            more = len(token_ids) != 1 or not samples or prompt_rows or cached or cross_table or cross_seqlen
+            if more or computed >= len(table) * size:
+                return None
+            tokens.append(token_ids[0])
+            past.append(computed)
+            slots.append(table[computed // size] * size + computed % size)
+        batch = self._decodes
+        if batch is None or batch.block_table is not block_table:
+            batch = self._decodes = _decodes_of(block_table)
+        batch.input_ids[:] = tokens
+        batch.past_seqlens[:] = past
+        batch.slot_mapping[:] = slots
+        np.add(batch.past_seqlens, self._position_offset, out=batch.position_ids)
+        return batch
 
     def _pack_any(
         self, inputs: Sequence[SequenceInput], past: Int64Array, lengths: Int64Array, block_table: Int32Array
@@ -158,26 +164,43 @@ class BlockTableRows:
     def __init__(self) -> None:
         self._rows: Int32Array = np.empty((0, 0), np.int32)
         self._tables: list[Sequence[int]] = []  # what stands in each row
+        self._given = self._rows  # the rows that were asked for last
 
     def update(self, tables: Sequence[Sequence[int]]) -> Int32Array:
-        """[num_seqs, as many columns as the longest table has blocks, or more], unused places -1."""
+        """[num_seqs, as many columns as the longest table has blocks, or more], unused places -1. The same object as long as its
+        shape stays."""
         longest = max(map(len, tables), default=0)
         height, width = self._rows.shape
         if len(tables) > height or longest > width:
             spare = self._SPARE if self._tables else 0
             self._rows = np.full((max(len(tables), height), max(longest + spare, width)), -1, np.int32)
             self._tables = [()] * len(self._rows)
+            self._given = self._rows
         for row, table in enumerate(tables):
             if table != (before := self._tables[row]):
                 self._rows[row, : len(table)] = table
                 self._rows[row, len(table) : len(before)] = -1
                 self._tables[row] = list(table)
-        return self._rows[: len(tables)]
+        if len(self._given) != len(tables):
+            self._given = self._rows[: len(tables)]
+        return self._given
 
 
-def _only_decodes(item: SequenceInput) -> bool:
-    simple = len(item.token_ids) == 1 and item.samples and not item.prompt_rows and item.num_cached == 0
-    return simple and len(item.block_table) > 0 and not item.cross_block_table and item.cross_seqlen == 0
+def _decodes_of(block_table: Int32Array) -> ForwardBatch:
+    """What is the same for all decodes of so many sequences; the rest is left open."""
+    count = len(block_table)
+    return ForwardBatch(
+        input_ids=np.empty(count, np.int64),
+        position_ids=np.empty(count, np.int64),
+        cumulative_sequence_length=np.arange(count + 1, dtype=np.int32),
+        past_seqlens=np.empty(count, np.int32),
+        block_table=block_table,
+        slot_mapping=np.empty(count, np.int32),
+        logits_rows=np.arange(count),
+        cross_block_table=np.empty((count, 0), np.int32),
+        cross_seqlens=np.zeros(count, np.int32),
+        cross_slot_mapping=np.full(count, -1, np.int32),
+    )
 
 
 def _rows(item: SequenceInput, start: int) -> Iterator[int]:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.errors import ConfigError, ManifestError
-from fastserve.manifest import ModelManifest, TensorSpec
+from fastserve.manifest import ModelManifest
 from fastserve.worker.batch import ForwardBatch
 from fastserve.worker.device import HOST
 from fastserve.worker.kv_cache import KVCache
-from fastserve.worker.session import SessionSettings, open_session, run_failed
+from fastserve.worker.session import CPU_PROVIDERS, SessionSettings, open_session, run_failed
 
 BATCH_FIELDS = frozenset(field.name for field in dataclasses.fields(ForwardBatch))
 
@@ -39,11 +39,15 @@ class ModelRunner:
         if kv_cache_dtype not in graph.files:
             raise ConfigError(f"kv_cache_dtype: got {kv_cache_dtype}, allowed: {' or '.join(graph.files)} (graphs of this model)")
         file = directory / graph.files[kv_cache_dtype]
-        self._session = open_session(directory, manifest, file.name, session or SessionSettings())
+        settings = session or SessionSettings()
+        self._session = open_session(directory, manifest, file.name, settings)
+        self._in_place = settings.providers == CPU_PROVIDERS
         if unknown := [spec.name for spec in graph.inputs if not _is_cache(spec.name) and spec.name not in BATCH_FIELDS]:
             raise ManifestError(f"{file}: takes {', '.join(unknown)}, which this version does not provide")
         self._binding = self._session.io_binding()
-        self._inputs: tuple[TensorSpec, ...] = tuple(spec for spec in graph.inputs if not _is_cache(spec.name))
+        self._names = tuple(spec.name for spec in graph.inputs if not _is_cache(spec.name))
+        self._bound: dict[str, npt.NDArray[Any]] = {}  # what was last bound to each of them
+        self._bound_rows = 0  # of the logits
         self._vocab_size = manifest.model.vocab_size
         self._bound_cache: KVCache | None = None
         self._logits: npt.NDArray[np.float32] = np.empty((0, self._vocab_size), np.float32)
@@ -56,17 +60,13 @@ class ModelRunner:
         """
         if self._bound_cache is not kv_cache:
             self._bind_cache(kv_cache)
-        feeds = [np.ascontiguousarray(getattr(batch, spec.name)) for spec in self._inputs]
-        for spec, array in zip(self._inputs, feeds, strict=True):
-            self._bind_input(spec.name, array)
+        for name in self._names:
+            self._bind_input(name, getattr(batch, name))
         # A run of prefill chunks alone samples nothing; the graph still needs a row to gather.
         num_rows = max(batch.num_rows, 1)
         if batch.num_rows == 0:
-            self._bind_input("logits_rows", first_row := np.zeros(1, np.int64))
-            feeds.append(first_row)
-        if len(self._logits) < num_rows:
-            self._logits = np.empty((num_rows, self._vocab_size), np.float32)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, (num_rows, self._vocab_size), self._logits.ctypes.data)
+            self._bind_input("logits_rows", np.zeros(1, np.int64))
+        self._bind_logits(num_rows)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ORT's exceptions share no base class below Exception
@@ -78,7 +78,20 @@ class ModelRunner:
         self._bound_cache = kv_cache
 
     def _bind_input(self, name: str, array: npt.NDArray[Any]) -> None:
+        """An array that is bound already is not bound again: the session reads whatever it holds when it runs. But what binding
+        brings to another device is a copy."""
+        if self._in_place and self._bound.get(name) is array:
+            return
+        self._bound[name] = array = np.ascontiguousarray(array)
         HOST.bind(self._binding, name, array)  # ONNX Runtime brings it from there to where the graph runs
+
+    def _bind_logits(self, num_rows: int) -> None:
+        if len(self._logits) < num_rows:
+            self._logits = np.empty((num_rows, self._vocab_size), np.float32)
+        elif num_rows == self._bound_rows:
+            return
+        self._bound_rows = num_rows
+        self._binding.bind_output("logits", "cpu", 0, np.float32, (num_rows, self._vocab_size), self._logits.ctypes.data)
 
 
 def _is_cache(name: str) -> bool:
