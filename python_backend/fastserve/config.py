@@ -106,7 +106,7 @@ class EngineConfig:
     swap_file_bytes: int = _field(0, "size of a file for those that find no room there; 0: none", low=0)
     swap_directory: str = _field("", "folder of that file; empty: FastServe's cache folder")
     max_stream_delay_ms: int = _field(
-        50,
+        100,
         "milliseconds that tokens of a stream may wait for the next ones, to be sent together, while so many streams are open "
         "that sending each token alone would take cores from the model; 0: none",
         low=0,
