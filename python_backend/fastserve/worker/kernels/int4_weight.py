@@ -97,9 +97,8 @@ def _blocks(weight: npt.NDArray[np.floating[Any]], scale: FloatArray) -> tuple[F
     for finer in _FINER_STEPS:
         step = np.clip(np.rint((high - low) / HIGHEST_LEVEL) + finer, 1, 2 * LEVELS // HIGHEST_LEVEL + 1)
         offset = np.clip(np.rint((HIGHEST_LEVEL * step - low - high) / 2), -LEVELS, LEVELS)
-        lowest = np.maximum(np.ceil((offset - LEVELS) / step), 0)  # of those that stay within int8
-        highest = np.minimum(np.floor((offset + LEVELS) / step), HIGHEST_LEVEL)
-        level = np.rint((blocks + offset[:, None]) / step[:, None]).clip(lowest[:, None], highest[:, None])
+        highest = np.minimum(np.floor((offset + LEVELS) / step), HIGHEST_LEVEL)  # that stays within int8; the lowest always does
+        level = np.rint((blocks + offset[:, None]) / step[:, None]).clip(0, highest[:, None])
         error = np.square(level * step[:, None] - offset[:, None] - blocks).sum(axis=1)
         better = error < least
         least = np.where(better, error, least)
