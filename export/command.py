@@ -28,6 +28,7 @@ from fastserve.export.summary import summary
 from fastserve.manifest import CPU, CUDA
 
 _INTERRUPTED = 130
+_QUANTIZED = f"--dtype {' or '.join(MAX_PERPLEXITY_RISE)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,15 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-fp32",
         nargs="+",
         metavar="PART",
-        help="with --dtype int8: products stay fp32 whose module's name has one of these parts (lm_head, layers.0., down_proj)",
+        help=f"with {_QUANTIZED}: products stay fp32 whose module's name has one of these parts (lm_head, layers.0., down_proj)",
     )
     group.add_argument(
         "--max-perplexity-rise",
         type=float,
         metavar="PERCENT",
-        help=f"with --dtype int8: what costs most stays fp32 until no more is to be expected (default: {MAX_PERPLEXITY_RISE:g})",
+        help=f"with {_QUANTIZED}: what costs most for its size gets more bits until no more is to be expected (default: "
+        f"{', '.join(f'{rise:g} for {dtype}' for dtype, rise in MAX_PERPLEXITY_RISE.items())})",
     )
-    group.add_argument("--quality-text", type=Path, metavar="FILE", help="with --dtype int8: the text its loss is measured on")
+    group.add_argument("--quality-text", type=Path, metavar="FILE", help=f"with {_QUANTIZED}: the text its loss is measured on")
     _add_encoder_arguments(parser.add_argument_group("encoders", "Left out, they are as the source says."))
 
 

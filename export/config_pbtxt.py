@@ -25,13 +25,16 @@ _GPU_SETTINGS: Mapping[str, tuple[object, str]] = {
     "kv_cache_bytes": (4 << 30, "of the GPU's memory; it is not guessed what of it is free"),
 }
 """Engine settings of a model for CUDA that are not the defaults: value, reason."""
-_INT8_SETTINGS: Mapping[str, tuple[object, str]] = {
-    "kv_cache_dtype": (
-        "int8",
-        "as the weights are: 27 % of fp32's memory at head size 64, and of what a token reads of its context",
-    ),
+_QUANTIZED_SETTINGS: Mapping[str, Mapping[str, tuple[object, str]]] = {
+    dtype: {
+        "kv_cache_dtype": (
+            "int8",
+            f"as the {kind} are: 27 % of fp32's memory at head size 64, and of what a token reads of its context",
+        ),
+    }
+    for dtype, kind in (("int8", "weights"), ("int4", "activations"))
 }
-"""Likewise of a model in int8 for CPUs."""
+"""Likewise of models for CPUs, by their dtype."""
 
 
 def kv_cache_dtype_of(device: str, dtype: str) -> str:
@@ -56,11 +59,12 @@ def is_ours(config: Message) -> bool:
 
 def is_as_rendered(text: str) -> bool:
     """Whether a text-generation model's config.pbtxt is what an export has written, and nobody's own."""
-    return text in {render_config_pbtxt(device, dtype) for device, dtype in ((CPU, "fp32"), (CPU, "int8"), (CUDA, "fp16"))}
+    exported = ((CPU, "fp32"), (CPU, "int8"), (CPU, "int4"), (CUDA, "fp16"))
+    return text in {render_config_pbtxt(device, dtype) for device, dtype in exported}
 
 
 def _settings(device: str, dtype: str) -> Mapping[str, tuple[object, str]]:
-    return _GPU_SETTINGS if device == CUDA else _INT8_SETTINGS if dtype == "int8" else {}
+    return _GPU_SETTINGS if device == CUDA else _QUANTIZED_SETTINGS.get(dtype, {})
 
 
 def render_config_pbtxt(device: str = CPU, dtype: str = "fp32") -> str:

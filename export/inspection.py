@@ -18,7 +18,8 @@ from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.encoders.guards import check_encoder_config
 from fastserve.export.encoders.heads import HEADS
 from fastserve.export.guards import check_config, check_layers, check_model
-from fastserve.export.options import TASKS
+from fastserve.export.options import INT4, TASKS
+from fastserve.export.precision_choice import WEIGHT_BITS
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rotary import context_limit
 from fastserve.export.source import load_config, resolve
@@ -30,8 +31,9 @@ _FP32_BYTES = 4
 class Inspection:
     """A model that the guards let pass. Bytes are those of fp32.
 
-    ``matmul_elements``: weights that every token is multiplied with. ``kv_bytes_per_token``: 0 for encoders. ``max_length``:
-    longest context or window in tokens. ``notes``: what only the export itself can find out, one sentence each.
+    ``matmul_elements``: weights that every token is multiplied with; ``head_elements``: those of a language model's head, else 0.
+    ``kv_bytes_per_token``: 0 for encoders. ``max_length``: longest context or window in tokens. ``notes``: what only the export
+    itself can find out, one sentence each.
     """
 
     label: str
@@ -42,6 +44,7 @@ class Inspection:
     kv_bytes_per_token: int
     max_length: int
     notes: tuple[str, ...]
+    head_elements: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -51,6 +54,11 @@ class Inspection:
     def int8_weight_bytes(self) -> int:
         """Of an int8 export of a language model: a byte for each weight that tokens are multiplied with, a tied embedding too."""
         return self.matmul_elements + (self.num_parameters - self.matmul_elements) * _FP32_BYTES
+
+    @property
+    def int4_weight_bytes(self) -> int:
+        """Likewise of an int4 export that gives nothing but the head more bits."""
+        return self.int8_weight_bytes - int((self.matmul_elements - self.head_elements) * (8 - WEIGHT_BITS[INT4]) / 8)
 
 
 def inspect_model(source: str, task: str | None = None) -> Inspection:
@@ -80,6 +88,7 @@ def inspect_model(source: str, task: str | None = None) -> Inspection:
             kv_bytes_per_token=_kv_bytes(layers, config) if generates else 0,
             max_length=longest,
             notes=notes,
+            head_elements=model.get_output_embeddings().weight.numel() if generates else 0,
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import kl_div
 from transformers import AttentionInterface
 
-from fastserve.export.int8_simulation import rounded
+from fastserve.export.quantization_cost import rounded
 
 _IMPLEMENTATION = "eager"
 """That sources are loaded with. transformers looks for it in its registry, then in the architecture's own module."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fastserve.config import ENCODER_TASKS, GENERATION_TASK
@@ -13,12 +13,13 @@ from fastserve.errors import InvalidRequest
 from fastserve.manifest import CPU, CUDA, LAYOUTS, ModelManifest
 
 TASKS = (GENERATION_TASK, *ENCODER_TASKS)
-DTYPES = ("fp32", "int8", "fp16")
+FP32, INT8, INT4, FP16 = "fp32", "int8", "int4", "fp16"
+DTYPES = (FP32, INT8, INT4, FP16)
 DEVICES = tuple(LAYOUTS)
 POOLINGS = ("mean", "cls")
 AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")
-MAX_PERPLEXITY_RISE = 2.0
-"""Percent, where nothing else is asked for."""
+MAX_PERPLEXITY_RISE: Mapping[str, float] = {INT8: 2.0, INT4: 5.0}
+"""Percent, where nothing else is asked for, of each dtype that rounds weights."""
 SHORTEST_MAX_LENGTH = 8
 """Tokens: room for a pair of texts and the special tokens around them."""
 
@@ -54,13 +55,13 @@ MODEL_NAME_ALLOWED = "letters, digits, '_', '-' and '.', not starting with '.', 
 
 
 class Stage(enum.Enum):
-    """The stages of an export in their order; ``value`` is what a person reads. Only language models in int8 are weighed; only
-    encoders are measured, and only where there is no config.pbtxt yet."""
+    """The stages of an export in their order; ``value`` is what a person reads. Only language models in int8 or int4 are weighed;
+    only encoders are measured, and only where there is no config.pbtxt yet."""
 
     LOAD = "load the source model"
     TRACE = "trace the packed graph"
     CONVERT = "convert to ONNX"
-    WEIGH = "weigh what int8 costs each product"
+    WEIGH = "weigh what rounding costs each product"
     WRITE = "write graphs and weights"
     PROVE = "prove against the source"
     MEASURE = "measure how many tokens to run at once"
@@ -83,10 +84,10 @@ class ExportOptions:
 
     Of text generation: ``max_model_len``, longest prompt and answer in tokens, None: as long as the model computes every context
     alike; ``adapter``, a folder with a PEFT adapter that is merged into the weights; ``device``, what the graph is for: a GPU
-    ("cuda") takes ``dtype`` "fp16", a CPU does not. Of int8 also
-    ``max_perplexity_rise`` in percent (None: 2): so many products stay fp32 that no more is to be expected; ``keep_fp32``, parts
-    of the names of modules whose products stay fp32 in any case; ``quality_text``, a file on which the loss is measured, None: a
-    text of ours.
+    ("cuda") takes ``dtype`` "fp16", a CPU does not. ``dtype`` "int4" is of language models only. Of int8 and int4 also
+    ``max_perplexity_rise`` in percent (None: see :data:`MAX_PERPLEXITY_RISE`): so many products get more bits, up to fp32, that
+    no more is to be expected; ``keep_fp32``, parts of the names of modules whose products are fp32 in any case; ``quality_text``,
+    a file on which the loss is measured, None: a text of ours.
 
     Of encoders, None meaning "as the source says": ``max_length`` and ``stride`` in tokens, ``pooling`` of embeddings,
     ``aggregation_strategy`` of token classification, ``markers`` of relation extraction: the tokens before and after the head,
@@ -96,7 +97,7 @@ class ExportOptions:
     output: Path
     task: str = "text-generation"
     name: str | None = None
-    dtype: str = "fp32"
+    dtype: str = FP32
     version: int = 1
     force: bool = False
     max_model_len: int | None = None
@@ -121,8 +122,10 @@ class ExportOptions:
             raise InvalidRequest("device", self.device, " or ".join(DEVICES))
         if self.device != CPU and self.task != GENERATION_TASK:
             raise InvalidRequest("device", self.device, f"{CPU} for {self.task}")
-        if (self.dtype == "fp16") != (self.device == CUDA):
-            raise InvalidRequest("dtype", self.dtype, f"fp16 for device {CUDA}, and only for it")
+        if (self.dtype == FP16) != (self.device == CUDA):
+            raise InvalidRequest("dtype", self.dtype, f"{FP16} for device {CUDA}, and only for it")
+        if self.dtype == INT4 and self.task != GENERATION_TASK:
+            raise InvalidRequest("dtype", self.dtype, f"only for {GENERATION_TASK}, not for {self.task}")
         if self.version < 1:
             raise InvalidRequest("version", self.version, "a whole number, at least 1")
         if self.name is not None and not MODEL_NAME.fullmatch(self.name):
@@ -134,8 +137,9 @@ class ExportOptions:
             if getattr(self, field) is not None and self.task not in tasks:
                 raise InvalidRequest(field, getattr(self, field), f"only for {', '.join(tasks)}, not for {self.task}")
         for field in ("keep_fp32", "max_perplexity_rise", "quality_text"):
-            if getattr(self, field) is not None and self.dtype != "int8":
-                raise InvalidRequest(field, getattr(self, field), f"only with dtype int8, not with {self.dtype}")
+            if getattr(self, field) is not None and self.dtype not in MAX_PERPLEXITY_RISE:
+                allowed = f"only with dtype {' or '.join(MAX_PERPLEXITY_RISE)}, not with {self.dtype}"
+                raise InvalidRequest(field, getattr(self, field), allowed)
         if not _is_percentage(self.max_perplexity_rise):
             raise InvalidRequest("max_perplexity_rise", self.max_perplexity_rise, "percent, more than 0 and at most 100")
         if not _is_number(self.max_model_len, 2):

@@ -8,6 +8,7 @@ sizes beside decodes, each sequence alone, and with an fp16 and an int8 cache (r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from fastserve.errors import ManifestError, ProofFailed
+from fastserve.export.options import INT4, INT8
 from fastserve.manifest import ModelManifest
 from fastserve.worker.batch import SequenceInput, pack
 from fastserve.worker.kv_cache import KVCache
@@ -29,10 +31,10 @@ LOGIT_TOLERANCE = 1e-3
 """Largest difference from the source, as a share of the logits' standard deviation."""
 NEIGHBOUR_TOLERANCE = 1e-5
 """Largest difference between a sequence alone and in a batch, on the same scale."""
-INT8_TOLERANCE = 0.3
-"""Largest size of an int8 export's error on texts, as a share of the size of the source's outputs (root mean squares). Eight
-bits cost some hundredths; outputs that have nothing to do with the source's would give 1.4, zeros 1. At 0.3, embeddings still
-point the source's way (cosine 0.95)."""
+ROUNDING_TOLERANCE: Mapping[str, float] = {INT8: 0.3, INT4: 0.6}
+"""Largest size of a quantised export's error on texts, as a share of the size of the source's outputs (root mean squares), by its
+dtype. Eight bits cost some hundredths, four some tenths; outputs that have nothing to do with the source's would give 1.4, zeros
+1. At 0.3, embeddings still point the source's way (cosine 0.95)."""
 TIE = 1e-4
 """Two best logits closer than this, on the same scale, may swap."""
 
@@ -104,15 +106,15 @@ def prove(directory: Path, manifest: ModelManifest, reference: Reference) -> dic
         "longest_sequence": float(max(lengths)),
     }
     measures |= greedy_agreement(together, wanted, reference.scale)
-    is_int8 = manifest.model.dtype == "int8"
-    if is_int8:
+    tolerance = ROUNDING_TOLERANCE.get(manifest.model.dtype)
+    if tolerance is not None:
         measures |= likeness(together, wanted)
     del bench, together, chunked
     for kv_dtype in ("fp16", "int8"):
         rows = _Bench(directory, manifest, reference, kv_dtype).run(packed_schedule(lengths))
         measures[f"max_abs_logit_difference_kv_{kv_dtype}"] = largest_difference(rows, wanted)
-    if is_int8:
-        judge_int8(measures)
+    if tolerance is not None:
+        judge_rounded(measures, tolerance)
     else:
         judge(measures)
     return measures
@@ -132,11 +134,11 @@ def judge(measures: dict[str, float]) -> None:
     check_limits(measures, limits)
 
 
-def judge_int8(measures: dict[str, float]) -> None:
-    """Raises ProofFailed when an int8 export is broken (also NaN), or a sequence depends on its neighbours or on how its prompt
-    is cut at all: the smallest difference before a rounding could become a large one behind it."""
+def judge_rounded(measures: dict[str, float], tolerance: float) -> None:
+    """Raises ProofFailed when an int8 or int4 export is broken (also NaN), or a sequence depends on its neighbours or on how its
+    prompt is cut at all: the smallest difference before a rounding could become a large one behind it."""
     caches = ("max_abs_logit_difference_kv_fp16", "max_abs_logit_difference_kv_int8")
-    limits = {"relative_error": INT8_TOLERANCE, **dict.fromkeys(caches, float(np.finfo(np.float32).max))}
+    limits = {"relative_error": tolerance, **dict.fromkeys(caches, float(np.finfo(np.float32).max))}
     limits |= dict.fromkeys(("max_abs_difference_alone_batched", "max_abs_difference_packed_chunked"), 0.0)
     check_limits(measures, limits)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+
 from rich.table import Table
 from rich.text import Text
 
-from fastserve.export.options import ExportResult
+from fastserve.export.options import FP32, INT4, INT8, ExportResult
 from fastserve.manifest import CUDA, CacheSpec, EncoderSpec, ModelManifest
 
 _IMPORTED = {"padded": "sequences of like length together, padded", "alone": "one sequence each"}
 """What the runs of an imported graph are, by ``EncoderSpec.batching``."""
+
+_NAMES_IN_FULL = 8
+"""As many names of modules are shown as they are."""
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""In the name of a module: the number of its layer."""
 
 
 def summary(result: ExportResult) -> Table:
@@ -47,25 +55,55 @@ def _decoder(manifest: ModelManifest, cache: CacheSpec) -> dict[str, str]:
         "alone vs batched": _neighbours(proof["max_abs_difference_alone_batched"]),
     }
     if "perplexity" in proof:
-        change = proof["perplexity"] / proof["perplexity_fp32"] - 1
-        rows["int8 on a text"] = (
-            f"perplexity {proof['perplexity']:.3f}, fp32 {proof['perplexity_fp32']:.3f} ({change:+.1%}, standard error "
-            f"{proof['perplexity_rise_error']:.1%}); greedy token agrees in {proof['greedy_agreement']:.1%} of "
-            f"{proof['quality_tokens']:,.0f}"
-        )
-        rows["int8, expected"] = (
-            f"perplexity {proof['expected_perplexity_rise']:+.1%}, by the KV cache alone "
-            f"{proof['expected_perplexity_rise_of_cache']:+.1%}"
-        ) + (
-            f", {proof['products_of_unknown_loss']:.0f} products of unknown loss aside"
-            if proof["products_of_unknown_loss"]
-            else ""
-        )
-        if kept := manifest.model.fp32_modules:
-            rows["kept in fp32"] = f"{proof['fp32_weights_share']:.1%} of the products' weights: {', '.join(kept)}"
-    else:
-        rows["greedy tokens"] = f"all equal, {proof['greedy_ties']:.0f} near-ties"
+        return rows | _rounding(manifest)
+    return rows | {"greedy tokens": f"all equal, {proof['greedy_ties']:.0f} near-ties"}
+
+
+def _rounding(manifest: ModelManifest) -> dict[str, str]:
+    """What int8 or int4 took of a language model, and what that costs."""
+    proof, dtype = manifest.proof, manifest.model.dtype
+    change = proof["perplexity"] / proof["perplexity_fp32"] - 1
+    unknown = f", {proof['products_of_unknown_loss']:.0f} products of unknown loss aside"
+    rows = {
+        f"{dtype} on a text": f"perplexity {proof['perplexity']:.3f}, fp32 {proof['perplexity_fp32']:.3f} ({change:+.1%}, "
+        f"standard error {proof['perplexity_rise_error']:.1%}); greedy token agrees in {proof['greedy_agreement']:.1%} of "
+        f"{proof['quality_tokens']:,.0f}",
+        f"{dtype}, expected": f"perplexity {proof['expected_perplexity_rise']:+.1%}, by the KV cache alone "
+        f"{proof['expected_perplexity_rise_of_cache']:+.1%}{unknown if proof['products_of_unknown_loss'] else ''}",
+    }
+    if dtype == INT4:
+        rows["in 4 bits"] = f"{proof['int4_products']:.0f} products, {_share(proof, INT4)}"
+    for precision, names in ((INT8, manifest.model.int8_modules), (FP32, manifest.model.fp32_modules)):
+        if names:
+            rows[f"kept in {precision}"] = f"{_share(proof, precision)}: {', '.join(_shortened(names))}"
     return rows
+
+
+def _share(proof: Mapping[str, float], precision: str) -> str:
+    return f"{proof[f'{precision}_weights_share']:.1%} of the products' weights"
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """The names of modules; where there are many, those that differ in the number of their layer as one:
+    layers.{0-3,7}.mlp.down_proj."""
+    if len(names) <= _NAMES_IN_FULL:
+        return list(names)
+    found: dict[str, list[int]] = {}
+    for name in names:
+        number = _LAYER.search(name)
+        found.setdefault(_LAYER.sub("{}", name, count=1), []).extend([int(number[0])] if number else [])
+    return [pattern.replace("{}", f"{{{_ranges(numbers)}}}") for pattern, numbers in found.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """ "0-3,7" of 0, 1, 2, 3, 7"""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _cuda(manifest: ModelManifest) -> dict[str, str]:

@@ -14,6 +14,7 @@ from fastserve.export.activations import use_single_operations
 from fastserve.export.adapter import check_adapter, merge_adapter
 from fastserve.export.attention import AttentionLayer, probe
 from fastserve.export.cuda import check_layers_for_cuda, prove_for_cuda, write_copy_graph
+from fastserve.export.decoder_quantization import QuantizationGround, prepare_quantization, quantize_decoder
 from fastserve.export.decoder_rewrites import optimize_decoder
 from fastserve.export.description import cache_spec, graph_spec, notes, write_tokenizer
 from fastserve.export.generation_settings import generation_defaults
@@ -21,10 +22,20 @@ from fastserve.export.graph import convert, trace_packed
 from fastserve.export.graph_guards import check_graph
 from fastserve.export.guards import check_config, check_layers, check_model
 from fastserve.export.half_precision import half_precision_loss, narrow_weights, round_weights
-from fastserve.export.int8 import Int8Ground, prepare_int8, quantize_decoder
-from fastserve.export.int8_choice import Int8Choice
 from fastserve.export.onnx_files import write_graphs
-from fastserve.export.options import ExportOptions, ExportResult, Progress, Stage, model_name_from, no_progress
+from fastserve.export.options import (
+    FP32,
+    INT4,
+    INT8,
+    MAX_PERPLEXITY_RISE,
+    ExportOptions,
+    ExportResult,
+    Progress,
+    Stage,
+    model_name_from,
+    no_progress,
+)
+from fastserve.export.precision_choice import PrecisionChoice
 from fastserve.export.proof import LONGEST_WINDOW, Reference, prove, reference_run
 from fastserve.export.publish import check_target, served_cache, staged_version
 from fastserve.export.quality import SourceQuality, measure_quality
@@ -106,7 +117,9 @@ def _write(
     reference = reference_run(model, plan.max_model_len, {layer.window for layer in layers})
     freeze_frequencies(model)  # else after the reference run: the proof covers the freezing too
     losses = _narrow(model, options.device, reference)
-    ground = prepare_int8(loaded, options, plan.max_model_len, cache_dtype) if options.dtype == "int8" else None
+    ground = None
+    if options.dtype in MAX_PERPLEXITY_RISE:
+        ground = prepare_quantization(loaded, options, plan.max_model_len, cache_dtype)
     graph_model, choice = _build_graph(model, layers, options, ground, clock)
     clock.begin(Stage.WRITE)
     write_graphs(graph_model, directory, target.graph_files)
@@ -115,15 +128,16 @@ def _write(
         graphs[COPY_ROLE] = write_copy_graph(directory)
     manifest = dataclasses.replace(_describe(loaded, options, graphs, tokenizer, layers, directory), proof=losses)
     if choice is not None:
-        spec = dataclasses.replace(manifest.model, fp32_modules=choice.kept)
+        int8 = choice.products_in(INT8) if options.dtype == INT4 else ()
+        spec = dataclasses.replace(manifest.model, fp32_modules=choice.products_in(FP32), int8_modules=int8)
         manifest = dataclasses.replace(manifest, model=spec, proof=choice.measures())
     return manifest, reference, ground.quality if ground is not None else None
 
 
 def _build_graph(
-    model: Any, layers: list[AttentionLayer], options: ExportOptions, ground: Int8Ground | None, clock: StageClock
-) -> tuple[ir.Model, Int8Choice | None]:
-    """Trace, convert, rewrite. ``options``: as they are carried out; ``ground``: of int8, whose choice is returned."""
+    model: Any, layers: list[AttentionLayer], options: ExportOptions, ground: QuantizationGround | None, clock: StageClock
+) -> tuple[ir.Model, PrecisionChoice | None]:
+    """Trace, convert, rewrite. ``options``: as they are carried out; ``ground``: of int8 and int4, whose choice is returned."""
     target = TARGETS[options.device]
     clock.begin(Stage.TRACE)
     program = trace_packed(model, layers, target)

@@ -58,4 +58,4 @@ def measure(arguments: argparse.Namespace, items: list[Item]) -> tuple[peer.Reco
 
 
 if __name__ == "__main__":
-    peer.main(convert, measure, ("fp32", "int8"))
+    peer.main(convert, measure, ("fp32", "int8", "int4"))

@@ -68,4 +68,4 @@ def _high_water(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    peer.main(fastserve_peer.convert, measure, ("fp32", "int8"))
+    peer.main(fastserve_peer.convert, measure, ("fp32", "int8", "int4"))

@@ -50,8 +50,8 @@ class Row:
 
 
 ENGINES = (
-    Engine(f"{OURS}, in process", "fastserve_peer", None, ("fp32", "int8")),
-    Engine(f"{OURS}, Triton gRPC", "fastserve_triton_peer", None, ("fp32", "int8"), models="fastserve_peer"),
+    Engine(f"{OURS}, in process", "fastserve_peer", None, ("fp32", "int8", "int4")),
+    Engine(f"{OURS}, Triton gRPC", "fastserve_triton_peer", None, ("fp32", "int8", "int4"), models="fastserve_peer"),
     Engine(
         f"{OURS}, Triton gRPC, a response for each token",
         "fastserve_triton_token_peer",

@@ -20,11 +20,12 @@ from fastserve.errors import ManifestError, ProofFailed, StepFailed
 from fastserve.export.encoders.heads import Rows
 from fastserve.export.encoders.plan import EncoderPlan
 from fastserve.export.encoders.sample_texts import PAIR_TASKS, SAMPLE_TEXTS
+from fastserve.export.options import INT8
 from fastserve.export.proof import (
-    INT8_TOLERANCE,
     LOGIT_TOLERANCE,
     LONGEST_WINDOW,
     NEIGHBOUR_TOLERANCE,
+    ROUNDING_TOLERANCE,
     check_limits,
     greedy_agreement,
     largest_difference,
@@ -132,7 +133,7 @@ def prove_encoder(directory: Path, manifest: ModelManifest, reference: EncoderRe
         "rows_compared": float(sum(map(len, reference.outputs))),
         "longest_sequence": float(max(len(sequence.token_ids) for sequence in reference.sequences)),
     }
-    if manifest.model.dtype == "int8":
+    if manifest.model.dtype == INT8:
         count = reference.num_texts or len(together)
         measures |= likeness(together[:count], reference.outputs[:count])
         judge_int8(measures)
@@ -177,4 +178,4 @@ def judge_encoder(measures: dict[str, float]) -> None:
 def judge_int8(measures: dict[str, float]) -> None:
     """Raises ProofFailed when an int8 export is broken (also NaN), or a sequence depends on its neighbours at all: the smallest
     difference before a rounding could become a large one behind it."""
-    check_limits(measures, {"relative_error": INT8_TOLERANCE, "max_abs_difference_alone_batched": 0.0})
+    check_limits(measures, {"relative_error": ROUNDING_TOLERANCE[INT8], "max_abs_difference_alone_batched": 0.0})

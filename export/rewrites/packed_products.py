@@ -6,7 +6,7 @@ What the new operators are and how they pack a weight, ``quantization.py`` and `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -16,13 +16,15 @@ from fastserve.export.rewrites.graph_edits import new_node, replace
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packing:
-    """``product`` and ``lookup``: operators of ours. ``pack``: makes what they read of a weight, values of the graph, given the
-    weight and whether it is stored [n, k]. ``suffix``: of the names of products."""
+    """``product`` and ``lookup``: operators of ours; without a ``lookup``, tables stay as they are. ``pack``: makes what they
+    read of a weight, values of the graph, given the weight and whether it is stored [n, k]. ``suffix``: of the names of products.
+    ``attributes``: of products, beside k and n."""
 
     product: str
-    lookup: str
+    lookup: str | None
     pack: Callable[[ir.Graph, ir.Value, bool], tuple[ir.Value, ...]]
     suffix: str
+    attributes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def constant_products(graph: ir.Graph) -> list[ir.Node]:
@@ -50,6 +52,12 @@ def is_lookup(node: ir.Node, place: int) -> bool:
     return node.op_type == "Gather" and place == 0 and axis == 0
 
 
+def is_looked_up(product: ir.Node) -> bool:
+    """Whether the weight of a product is a table of which something picks rows, too."""
+    weight = product.inputs[1]
+    return weight is not None and any(is_lookup(reader, place) for reader, place in weight.uses())
+
+
 def replace_products(graph: ir.Graph, products: Iterable[ir.Node], packing: Packing) -> None:
     """Replace ``products``, the biases added to them, and lookups in a table that is one of their weights (tied embeddings).
 
@@ -61,8 +69,8 @@ def replace_products(graph: ir.Graph, products: Iterable[ir.Node], packing: Pack
         assert weight is not None
         if weight not in packed:
             packed[weight] = packing.pack(graph, weight, is_transposed(product))
-        if is_transposed(product):
-            _replace_lookups(graph, weight, packed[weight], packing)
+        if is_transposed(product) and packing.lookup is not None:
+            _replace_lookups(graph, weight, packed[weight], packing.lookup)
         _replace_product(graph, product, packed[weight], packing)
         if not weight.uses() and weight.name is not None and weight.name in graph.initializers:
             del graph.initializers[weight.name]
@@ -82,20 +90,21 @@ def _replace_product(graph: ir.Graph, product: ir.Node, packed: tuple[ir.Value, 
     k, n = sizes(product)
     last, bias = _with_bias(product, n)
     operands = [product.inputs[0], *packed, *([bias] if bias is not None else [])]
-    node = new_node(graph, product, (DOMAIN, packing.product), operands, [last.outputs[0]], {"k": k, "n": n})
+    attributes = {"k": k, "n": n, **packing.attributes}
+    node = new_node(graph, product, (DOMAIN, packing.product), operands, [last.outputs[0]], attributes)
     node.name = f"{product.name}.{packing.suffix}"
     replace(last.outputs[0], node.outputs[0])
     for old in dict.fromkeys((last, product)):
         graph.remove(old, safe=True)
 
 
-def _replace_lookups(graph: ir.Graph, weight: ir.Value, packed: tuple[ir.Value, ...], packing: Packing) -> None:
+def _replace_lookups(graph: ir.Graph, weight: ir.Value, packed: tuple[ir.Value, ...], operator: str) -> None:
     """Where rows of a head's weight [n, k] are looked up, take them from the packed one."""
     for node, place in list(weight.uses()):
         if is_lookup(node, place) and weight.shape is not None:
             n, k = weight.shape.numpy()
             operands = [node.inputs[1], *packed]
-            lookup = new_node(graph, node, (DOMAIN, packing.lookup), operands, [node.outputs[0]], {"k": k, "n": n})
+            lookup = new_node(graph, node, (DOMAIN, operator), operands, [node.outputs[0]], {"k": k, "n": n})
             replace(node.outputs[0], lookup.outputs[0])
             graph.remove(node, safe=True)
 

@@ -16,7 +16,7 @@ _FIRST_INPUT = 4
 
 
 def fuse_prologues(graph: ir.Graph) -> None:
-    """Let each int8 product that is the only reader of a norm or a gated activation compute it."""
+    """Let each quantised product that is the only reader of a norm or a gated activation compute it."""
     for product in [node for node in graph if node.domain == DOMAIN and node.op_type == quantization.OPERATOR]:
         before = product.inputs[0].producer() if product.inputs[0] is not None else None
         if before is None or before.domain != DOMAIN or not _only_reader(product, before.outputs[0]):

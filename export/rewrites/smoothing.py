@@ -1,4 +1,4 @@
-"""Moves the size of large channels from activations into the weights they are multiplied with, before both become int8.
+"""Moves the size of large channels from activations into the weights they are multiplied with, before both are quantised.
 
 A few channels of a language model's activations are much larger than the others, and one scale a row must cover them all. What a
 norm or a gate gives is divided by a factor for each channel, and the rows of the weights behind it are multiplied by it: the
@@ -62,9 +62,12 @@ def find_smoothings(graph: ir.Graph, peaks: Peaks) -> list[Smoothing]:
     return found
 
 
-def smooth(graph: ir.Graph, smoothing: Smoothing, alpha: float) -> None:
-    """Divide the channels, and multiply the weights behind them. The product changes by no more than rounding."""
-    node, factors = smoothing.node, smoothing.factors(alpha)
+def smooth(graph: ir.Graph, smoothing: Smoothing, factors: FloatArray) -> None:
+    """Divide the channels by ``factors`` [k], and multiply the weights behind them. The product changes by no more than rounding;
+    by factors of 1, nothing changes."""
+    if (factors == 1).all():
+        return
+    node = smoothing.node
     if node.op_type == norms.OPERATOR:
         for place in (1, 2):  # weight and bias
             if place < len(node.inputs) and node.inputs[place] is not None:

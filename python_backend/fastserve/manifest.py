@@ -82,7 +82,8 @@ def cache_shape(layout: str, layer: LayerCacheSpec, num_blocks: int, block_size:
 class ModelSpec:
     """What was exported, from where. ``max_model_len``: longest context in tokens the graph is valid for. ``adapter``: the
     folder's name, if one was merged into the weights. ``device``: what its graphs run on, a key of :data:`LAYOUTS`.
-    ``fp32_modules``: of an int8 model, the modules of the source whose products stayed fp32."""
+    ``fp32_modules``: of an int8 or int4 model, the modules of the source whose products stayed fp32; ``int8_modules``: of an int4
+    model, those whose products are int8."""
 
     name: str
     source: str
@@ -94,6 +95,7 @@ class ModelSpec:
     adapter: str | None = None
     device: str = CPU
     fp32_modules: tuple[str, ...] = ()
+    int8_modules: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

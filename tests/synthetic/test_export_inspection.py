@@ -25,7 +25,7 @@ def test_sizes_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
     assert seen.kv_bytes_per_token == 2 * 4 * text.num_hidden_layers * heads * size
     assert seen.max_length == text.max_position_embeddings
     head = model.get_output_embeddings().weight
-    assert head.numel() < seen.matmul_elements < seen.num_parameters
+    assert head.numel() == seen.head_elements < seen.matmul_elements < seen.num_parameters
 
 
 def test_no_weight_is_read(tmp_path: Path) -> None:

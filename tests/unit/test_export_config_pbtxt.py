@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -37,8 +38,9 @@ def test_for_cuda_it_is_a_gpu_model_and_the_settings_that_the_graph_needs_stand_
     assert len(uncommented.parameters) == len(EngineConfig.__slots__)
 
 
-def test_a_model_in_int8_has_a_cache_in_int8() -> None:
-    config = parse(render_config_pbtxt(CPU, "int8"))
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantised_model_has_a_cache_in_int8(dtype: str) -> None:
+    config = parse(render_config_pbtxt(CPU, dtype))
     settings = parse_config(EngineConfig, {key: value.string_value for key, value in config.parameters.items()})
     assert settings == EngineConfig(kv_cache_dtype="int8")
 

@@ -74,13 +74,14 @@ def test_another_version_joins_the_first_and_the_users_config_stays(tmp_path: Pa
     assert {path.name for path in config.parent.iterdir()} == {"1", "2", "config.pbtxt"}
 
 
-@pytest.mark.parametrize(("before", "after"), [("fp32", "int8"), ("int8", "fp32")])
+@pytest.mark.parametrize(("before", "after"), [("fp32", "int8"), ("int8", "fp32"), ("int4", "fp32")])
 def test_a_config_that_an_export_wrote_is_written_anew_for_another_precision_and_said_so(tmp_path, before, after):
+    cache_before = "fp32" if before == "fp32" else "int8"
     export_a_file(ExportOptions(tmp_path, dtype=before))
     config, options = tmp_path / "model" / "config.pbtxt", ExportOptions(tmp_path, dtype=after, force=True)
     target = check_target(options, "model")
     cache = served_cache(target, options)
-    assert f"asked for kv_cache_dtype {before}; it now asks for {after}" in "".join(cache.notes)
+    assert f"asked for kv_cache_dtype {cache_before}; it now asks for {after}" in "".join(cache.notes)
     assert cache.dtype == after
     export_a_file(options)
     assert config.read_text() == render_config_pbtxt(dtype=after)

@@ -74,7 +74,7 @@ def peaks() -> dict[str, Array]:
 
 def smooth_all(graph_model: ir.Model, known: dict[str, Array], alpha: float = 0.5) -> None:
     for smoothing in find_smoothings(graph_model.graph, known):
-        smooth(graph_model.graph, smoothing, alpha)
+        smooth(graph_model.graph, smoothing, smoothing.factors(alpha))
     RemoveUnusedNodesPass()(graph_model)
 
 
@@ -111,7 +111,7 @@ def test_int8_takes_the_head_and_the_embedding_that_shares_its_weight(smoothed: 
     found = small_decoder()
     if smoothed:
         smooth_all(found, peaks())
-    quantize_products(found.graph, constant_products(found.graph))
+    quantize_products(found.graph, constant_products(found.graph), "int8")
     RemoveUnusedNodesPass()(found)
     kinds = [node.op_type for node in found.graph]
     assert kinds.count("QuantizedMatMul") == 3

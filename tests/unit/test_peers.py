@@ -88,7 +88,7 @@ def test_every_row_has_a_name_and_records_of_its_own_and_ours_serve_the_same_mod
     rows = load("rows")
     found = rows.rows()
     assert len({row.name for row in found}) == len({row.key for row in found}) == len(found)
-    assert {row.model for row in found if row.ours} == {"fastserve-fp32", "fastserve-int8"}
+    assert {row.model for row in found if row.ours} == {"fastserve-fp32", "fastserve-int8", "fastserve-int4"}
     each = [row.name for row in rows.rows("fastserve_triton_token")]
     assert each == [f"FastServe, Triton gRPC, a response for each token {precision}" for precision in ("fp32", "int8")]
 

@@ -12,7 +12,7 @@ from fastserve.export.inspection import Inspection
 from fastserve.tools import cli, doctor_model
 from fastserve.tools.doctor_machine import MachineRates, measure_machine, predict
 
-DECODER = Inspection("small", "text-generation", "llama", 1_000_000, 800_000, 1024, 2048, ("a note",))
+DECODER = Inspection("small", "text-generation", "llama", 1_000_000, 800_000, 1024, 2048, ("a note",), 200_000)
 ENCODER = Inspection("ner", "token-classification", "bert", 1_000_000, 800_000, 0, 512, ())
 RATES = MachineRates(flops=1.6e9, read_bytes=3.2e8)
 
@@ -57,7 +57,7 @@ def test_a_supported_model_is_shown_with_memory_speed_and_the_command_that_expor
     for words in (
         "1,000,000 parameters",
         "3.8 MB in fp32",
-        "with --dtype int8",
+        "with --dtype int8, 1.3 MB or more with int4",
         "1,024 bytes a token",
         "2,048 tokens",
         "100 tokens/s for one answer",

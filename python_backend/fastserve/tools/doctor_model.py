@@ -97,7 +97,11 @@ def rows(report: ModelReport) -> dict[str, str]:
         "model": f"{seen.label}: {seen.model_type} for {seen.task}, {seen.num_parameters:,} parameters",
         "longest context" if seen.kv_bytes_per_token else "longest window": f"{seen.max_length:,} tokens",
         "weights": f"{_size(seen.weight_bytes)} in fp32, once more while it loads"
-        + (f"; {_size(seen.int8_weight_bytes)} with --dtype int8" if seen.kv_bytes_per_token else ""),
+        + (
+            f"; {_size(seen.int8_weight_bytes)} with --dtype int8, {_size(seen.int4_weight_bytes)} or more with int4"
+            if seen.kv_bytes_per_token
+            else ""
+        ),
         "export": f"up to {_size(int(seen.weight_bytes * _EXPORT_TIMES_WEIGHTS))} at its peak",
     }
     if seen.kv_bytes_per_token:

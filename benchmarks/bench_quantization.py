@@ -1,6 +1,6 @@
-"""What each part of int8 costs a language model, and what other ways to quantise it would: measured in torch on a text of ours.
+"""What each part of int8 and int4 costs a language model, and other ways to quantise it: measured in torch on a text of ours.
 
-    python benchmarks/bench_int8_quality.py MODEL [--tokens N] [--only PART ...] [--output FILE]
+    python benchmarks/bench_quantization.py MODEL [--tokens N] [--only PART ...] [--output FILE]
 
 MODEL: a Hugging Face folder or a .gguf file of a model with Llama's layers. One way after the other, its linear layers take rows
 and weights that were rounded. Beside the source, on the first N tokens of the text that exports are measured on: by how many
@@ -24,21 +24,23 @@ from report import RESULTS, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from fastserve.export.channel_peaks import channel_peaks
-from fastserve.export.int8 import ALPHAS
-from fastserve.export.int8_simulation import divergence, linear_layers, rounded, shifts
+from fastserve.export.decoder_quantization import ALPHAS
+from fastserve.export.precision_choice import least
 from fastserve.export.prose import CALIBRATION_PROSE, QUALITY_PROSE
+from fastserve.export.quantization_cost import Rounding, divergences, linear_layers, rounded, uses_of_layers
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rewrites.smoothing import smoothing_factors
 from fastserve.export.source import load, load_config, resolve
+from fastserve.worker.kernels.int4_weight import rounded_to_int4
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",), ("lm_head",))
 """Layers of the same rows."""
 UNSMOOTHED = "o_proj"
 PIECE = 512
-Rounding = Callable[[torch.Tensor], torch.Tensor]
+Rounded = Callable[[torch.Tensor], torch.Tensor]
 
 
 def exact(values: torch.Tensor) -> torch.Tensor:
@@ -51,31 +53,15 @@ class Way:
 
     name: str
     alphas: dict[str, float] | float | None = 0.5
-    rows: Rounding = rounded
-    weights: Rounding = rounded
-    head_weights: Rounding = rounded
+    rows: Rounded = rounded
+    weights: Rounded = rounded
+    head_weights: Rounded = rounded
     parts: tuple[str, ...] = ("",)
 
 
-def four_bits(block: int) -> Rounding:
-    """Levels of 4 bits; each block of inputs of a channel has an integer scale and offset on the channel's scale of 8 bits."""
-
-    def round_blocks(weight: torch.Tensor) -> torch.Tensor:  # [n, k]
-        n, k = weight.shape
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
-        blocks = pad(weight / scale, (0, -k % block)).reshape(n, -1, block)
-        low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
-        best, least = torch.zeros_like(blocks), torch.full_like(low, math.inf)
-        for change in (-1, 0, 1):
-            step = (((high - low) / 15).round() + change).clamp(1, 17)
-            offset = (7.5 * step - (low + high) / 2).round().clamp(-127, 127)
-            level = torch.minimum(((blocks + offset) / step).round().clamp(0, 15), ((127 + offset) / step).floor())
-            value = level * step - offset
-            error = (value - blocks).square().sum(-1, keepdim=True)
-            best, least = torch.where(error < least, value, best), torch.minimum(error, least)
-        return best.reshape(n, -1)[:, :k] * scale
-
-    return round_blocks
+def four_bits(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` [n, k] as an export in int4 rounds it."""
+    return torch.from_numpy(rounded_to_int4(weight.numpy().T).T)
 
 
 class Source:
@@ -113,11 +99,15 @@ class Source:
 
     def best_alphas(self) -> dict[str, float]:
         """Of each group, what costs it least on the calibration text."""
-        candidates = {name: [self.factors(name, alpha) for alpha in ALPHAS] for name in self.layers}
-        found = shifts(self.model, self.calibration, candidates)
-        sums = {name: torch.stack([found[member] for member in self.group(name)]).sum(0) for name in found}
-        costs = {name: divergence(shift, shift.shape[1]) for name, shift in sums.items()}
-        return {name: ALPHAS[min(range(len(ALPHAS)), key=cost.__getitem__)] for name, cost in costs.items()}
+        found, tokens = uses_of_layers(self.model, self.calibration, self.layers), sum(map(len, self.calibration))
+        best: dict[str, float] = {}
+        for name in self.layers:
+            if name in best:
+                continue
+            roundings = [Rounding("int8", self.factors(name, alpha)) for alpha in ALPHAS]
+            costs = divergences([found[member].shifts(roundings) for member in self.group(name)], tokens)
+            best |= dict.fromkeys(self.group(name), ALPHAS[least([costs], 0)])
+        return best
 
 
 @contextmanager
@@ -144,11 +134,10 @@ def ways(alphas: dict[str, float]) -> list[Way]:
         *parts,
         Way("int8, alpha 0.6", alphas=0.6),
         Way("int8, the best alpha of each product", alphas=alphas),
-        Way("int4 in blocks of 32, rows int8, alpha 0.5", weights=four_bits(32)),
-        Way("int4 in blocks of 64, rows int8, alpha 0.5", weights=four_bits(64)),
-        Way("int4 in blocks of 32, rows int8, alpha 0.3", alphas=0.3, weights=four_bits(32)),
-        Way("int4 in blocks of 32, rows int8, no smoothing", alphas=None, weights=four_bits(32)),
-        Way("int4 in blocks of 32, rows exact, no smoothing", alphas=None, rows=exact, weights=four_bits(32)),
+        Way("int4, rows int8, alpha 0.5", weights=four_bits),
+        Way("int4, rows int8, alpha 0.3", alphas=0.3, weights=four_bits),
+        Way("int4, rows int8, no smoothing", alphas=None, weights=four_bits),
+        Way("int4, rows exact, no smoothing", alphas=None, rows=exact, weights=four_bits),
     ]
 
 
@@ -186,7 +175,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--only", nargs="+", default=[""])
-    parser.add_argument("--output", type=Path, default=RESULTS / "int8_quality.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "quantization.json")
     arguments = parser.parse_args()
     console = Console()
     with quiet_libraries():

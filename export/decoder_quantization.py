@@ -1,0 +1,172 @@
+"""int8 and int4 of a decoder: what must be known of the source before it is gone, how many bits each product gets, and the
+graph's rewrite."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from fastserve.errors import InvalidRequest
+from fastserve.export.channel_peaks import channel_peaks
+from fastserve.export.encoders.sample_texts import SAMPLE_TEXTS
+from fastserve.export.int8_cache import cache_cost
+from fastserve.export.options import INT4, INT8, MAX_PERPLEXITY_RISE, ExportOptions
+from fastserve.export.precision_choice import PrecisionChoice, choose_precisions, layers_of, least
+from fastserve.export.prose import CALIBRATION_PROSE
+from fastserve.export.quality import SourceQuality, read_text, source_quality
+from fastserve.export.quantization_cost import LayerUse, Rounding, divergences, linear_layers, uses_of_layers
+from fastserve.export.rewrites.packed_products import constant_products, is_looked_up
+from fastserve.export.rewrites.quantization import quantize_products
+from fastserve.export.rewrites.smoothing import FloatArray, Peaks, Smoothing, find_smoothings, module_of, num_inputs, smooth
+from fastserve.export.source import LoadedModel
+
+ALPHAS = (0.5, 0.6, 0.7)
+"""What is tried of each smoothing; the first is that of SmoothQuant's paper."""
+USUAL = 0
+"""Of what is tried: where nothing is known of the readers."""
+_PIECE = 512
+"""Tokens that go forward and back at once; logits of the whole vocabulary are in memory for each."""
+_PIECES = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantizationGround:
+    """``peaks``: see :func:`~fastserve.export.channel_peaks.channel_peaks`. ``calibration``: token ids of texts. ``cache_cost``:
+    nats a token that the KV cache costs."""
+
+    peaks: Peaks
+    calibration: list[list[int]]
+    quality: SourceQuality
+    cache_cost: float
+
+
+def prepare_quantization(
+    loaded: LoadedModel, options: ExportOptions, max_model_len: int, kv_cache_dtype: str
+) -> QuantizationGround:
+    """Run the source over texts. ``kv_cache_dtype``: that the model will be served with. Raises InvalidRequest for a text that
+    cannot be read, ToolError for one too short."""
+    known = loaded.model.get_input_embeddings().weight.shape[0]  # a tokenizer may have more ids than the model has rows
+
+    def tokens_of(text: str) -> list[int]:
+        return [token for token in loaded.tokenizer(text, verbose=False)["input_ids"] if token < known]
+
+    quality = source_quality(loaded.model, tokens_of(read_text(options.quality_text)), max_model_len)
+    texts = [tokens[:max_model_len] for text in SAMPLE_TEXTS if (tokens := tokens_of(text))]
+    prose, length = tokens_of(CALIBRATION_PROSE), min(max_model_len, _PIECE)
+    pieces = [prose[begin : begin + length] for begin in range(0, len(prose), length)]
+    cost = cache_cost(loaded.model, pieces[:_PIECES]) if kv_cache_dtype == "int8" else 0.0
+    return QuantizationGround(channel_peaks(loaded.model, texts + pieces), pieces[:_PIECES], quality, cost)
+
+
+def quantize_decoder(graph_model: ir.Model, model: Any, ground: QuantizationGround, options: ExportOptions) -> PrecisionChoice:
+    """Every product with a constant weight, the head and a tied embedding among them, in the fewest bits it may have
+    (:func:`_precisions_of`), but those that the options keep in fp32 and those that need more to keep the loss within them.
+
+    ``model``: the source. Raises InvalidRequest for a name that no product has and for a loss that leaves nothing to quantise,
+    UnsupportedModel as ``quantize_products``.
+    """
+    graph = graph_model.graph
+    products: dict[str, list[ir.Node]] = {}
+    for product in constant_products(graph):
+        products.setdefault(_name(product, model), []).append(product)
+    named = _named_by_user(list(products), options.keep_fp32 or ())
+    costs = _smooth_best(graph, products, _Costs(products, model, ground.calibration, options.dtype), ground.peaks)
+    RemoveUnusedNodesPass()(graph_model)
+    sizes = {name: sum(map(_size, found)) for name, found in products.items()}
+    allowed = options.max_perplexity_rise or MAX_PERPLEXITY_RISE[options.dtype]
+    choice = choose_precisions(costs, sizes, named, allowed, cache_cost=ground.cache_cost)
+    for precision in (INT4, INT8):
+        chosen = [product for name in choice.products_in(precision) for product in products[name]]
+        quantize_products(graph, chosen, precision)
+    RemoveUnusedNodesPass()(graph_model)
+    return choice
+
+
+def _name(product: ir.Node, model: Any) -> str:
+    """Of the source's module. The head of a model whose embedding is its weight is a node without one."""
+    if "/" in (product.name or "") or not product.outputs[0].is_graph_output():
+        return module_of(product)
+    return _head(model) or module_of(product)
+
+
+def _head(model: Any) -> str | None:
+    """Name of the module that makes the logits."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def _named_by_user(names: Sequence[str], parts: Sequence[str]) -> set[str]:
+    for part in parts:
+        if not any(part in name for name in names):
+            raise InvalidRequest("keep_fp32", part, f"a part of the name of a module: {', '.join(sorted(names))}")
+    return {name for name in names if any(part in name for part in parts)}
+
+
+class _Costs:
+    """What rounding costs each product. ``precisions``: those below fp32 that a product may have, from the fewest bits, by its
+    name; products that no linear layers of the source were found for are missing."""
+
+    def __init__(self, products: Mapping[str, list[ir.Node]], model: Any, texts: list[list[int]], dtype: str) -> None:
+        layers = layers_of(list(products), list(linear_layers(model)))
+        uses = uses_of_layers(model, texts, [layer for found in layers.values() for layer in found])
+        self._num_tokens = sum(map(len, texts))
+        self._uses: dict[str, list[LayerUse]] = {
+            name: [uses[layer] for layer in found] for name, found in layers.items() if all(layer in uses for layer in found)
+        }
+        head = _head(model)
+        self.precisions = {name: _precisions_of(products[name], dtype, is_head=name == head) for name in self._uses}
+
+    def of(self, name: str, precision: str, tried: Sequence[FloatArray]) -> list[float]:
+        """Nats a token with each of the factors [k] of smoothing that are tried."""
+        roundings = [Rounding(precision, torch.from_numpy(factors)) for factors in tried]
+        return divergences([use.shifts(roundings) for use in self._uses[name]], self._num_tokens)
+
+
+def _precisions_of(products: Sequence[ir.Node], dtype: str, *, is_head: bool) -> tuple[str, ...]:
+    """The head in 4 bits would cost as much as all other products together, and rows of an embedding are looked up in 8."""
+    if dtype == INT8 or is_head or any(is_looked_up(product) for product in products):
+        return (INT8,)
+    return (INT4, INT8)
+
+
+def _smooth_best(graph: ir.Graph, products: dict[str, list[ir.Node]], costs: _Costs, peaks: Peaks) -> dict[str, dict[str, float]]:
+    """Smooth by the factors that cost the readers least, each in the fewest bits it may have. Returns what the precisions then
+    cost, as ``choose_precisions`` reads it."""
+    names = {id(product): name for name, found in products.items() for product in found}
+    chosen: dict[str, FloatArray] = {}
+    found: dict[str, dict[str, float]] = {name: {} for name in costs.precisions}
+    for smoothing in find_smoothings(graph, peaks):
+        readers = [name for name in {names[id(product)]: None for product in smoothing.products} if name in costs.precisions]
+        tried = _candidates(smoothing, in_4_bits=any(INT4 in costs.precisions[name] for name in readers))
+        each = [costs.of(name, costs.precisions[name][0], tried) for name in readers]
+        best = least(each, USUAL)
+        smooth(graph, smoothing, tried[best])
+        for name, of_candidates in zip(readers, each, strict=True):
+            chosen[name], found[name] = tried[best], {costs.precisions[name][0]: of_candidates[best]}
+    for name, precisions in costs.precisions.items():
+        factors = chosen.get(name, np.ones(num_inputs(products[name][0]), np.float32))
+        found[name] |= {
+            precision: costs.of(name, precision, [factors])[0] for precision in precisions if precision not in found[name]
+        }
+    return found
+
+
+def _candidates(smoothing: Smoothing, *, in_4_bits: bool) -> list[FloatArray]:
+    """Factors [k]. A channel that is large in a weight takes levels from those that share its block of 4 bits, so that smoothing
+    half as much, or not at all, may cost less."""
+    found = [smoothing.factors(alpha) for alpha in ALPHAS]
+    return [*found, np.sqrt(found[0]), np.ones_like(found[0])] if in_4_bits else found
+
+
+def _size(product: ir.Node) -> int:
+    """Weights."""
+    weight = product.inputs[1]
+    assert weight is not None and weight.const_value is not None
+    return math.prod(weight.const_value.shape.numpy())
