@@ -1,7 +1,10 @@
 #include "work_plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
+
+#include "kept_numbers.h"
 
 namespace fastserve {
 namespace {
@@ -142,43 +145,25 @@ WorkPlan new_plan(const AttentionProblem& problem, int shares) {
   return plan;
 }
 
-// A plan, and a copy of all that it depends on: addresses say nothing, other runs put other numbers there.
-struct KeptPlan {
-  int shares = 0;
-  int num_heads = 0;
-  int kv_num_heads = 0;
-  int partial_stride = 0;
-  int64_t window = 0;
-  std::vector<int32_t> ends;  // cumulative_sequence_length
-  std::vector<int32_t> past;
-  WorkPlan plan;
-
-  KeptPlan() = default;
-  KeptPlan(const AttentionProblem& problem, int takers)
-      : shares(takers), num_heads(problem.num_heads), kv_num_heads(problem.kv_num_heads), partial_stride(problem.partial_stride),
-        window(problem.window),
-        ends(problem.cumulative_sequence_length, problem.cumulative_sequence_length + problem.num_seqs + 1),
-        past(problem.past_seqlens, problem.past_seqlens + problem.num_seqs), plan(new_plan(problem, takers)) {}
-
-  bool serves(const AttentionProblem& problem, int takers) const {
-    const int32_t* const other_ends = problem.cumulative_sequence_length;
-    return shares == takers && num_heads == problem.num_heads && kv_num_heads == problem.kv_num_heads &&
-           partial_stride == problem.partial_stride && window == problem.window &&
-           std::equal(ends.begin(), ends.end(), other_ends, other_ends + problem.num_seqs + 1) &&
-           std::equal(past.begin(), past.end(), problem.past_seqlens, problem.past_seqlens + problem.num_seqs);
-  }
-};
-
 }  // namespace
 
 WorkPlan& plan_work(const AttentionProblem& problem, int shares) {
-  thread_local KeptPlan kept;
-  if (!kept.serves(problem, shares)) {
-    kept = KeptPlan();  // the memory that it points to may be gone even if making another one fails
-    kept = KeptPlan(problem, shares);
+  thread_local KeptNumbers made_of;
+  thread_local WorkPlan plan;
+  const auto numbers = [&](auto visit) {
+    const int64_t sizes[] = {shares,         problem.num_heads, problem.kv_num_heads, problem.partial_stride,
+                             problem.window, problem.num_seqs};
+    visit(sizes, std::size(sizes));
+    visit(problem.cumulative_sequence_length, static_cast<size_t>(problem.num_seqs) + 1);
+    visit(problem.past_seqlens, static_cast<size_t>(problem.num_seqs));
+  };
+  if (!made_of.are(numbers)) {
+    made_of.forget();  // the memory that the last plan points to may be gone even if making another one fails
+    plan = new_plan(problem, shares);
+    made_of.keep(numbers);
   }
-  for (SplitAttention& split : kept.plan.splits) split.begin();
-  return kept.plan;
+  for (SplitAttention& split : plan.splits) split.begin();
+  return plan;
 }
 
 }  // namespace fastserve
