@@ -18,10 +18,18 @@ from fastserve.export.channel_peaks import channel_peaks
 from fastserve.export.encoders.sample_texts import SAMPLE_TEXTS
 from fastserve.export.int8_cache import cache_cost
 from fastserve.export.options import INT4, INT8, MAX_PERPLEXITY_RISE, ExportOptions
-from fastserve.export.precision_choice import PrecisionChoice, choose_precisions, layers_of, least
+from fastserve.export.precision_choice import Costs, PrecisionChoice, choose_precisions, layers_of, least
 from fastserve.export.prose import CALIBRATION_PROSE
 from fastserve.export.quality import SourceQuality, read_text, source_quality
-from fastserve.export.quantization_cost import LayerUse, Rounding, divergences, linear_layers, uses_of_layers
+from fastserve.export.quantization_cost import (
+    LayerUse,
+    Rounding,
+    divergences,
+    linear_layers,
+    measured_divergence,
+    rounded_layers,
+    uses_of_layers,
+)
 from fastserve.export.rewrites.packed_products import constant_products, is_looked_up
 from fastserve.export.rewrites.quantization import quantize_products
 from fastserve.export.rewrites.smoothing import FloatArray, Peaks, Smoothing, find_smoothings, module_of, num_inputs, smooth
@@ -77,7 +85,10 @@ def quantize_decoder(graph_model: ir.Model, model: Any, ground: QuantizationGrou
     for product in constant_products(graph):
         products.setdefault(_name(product, model), []).append(product)
     named = _named_by_user(list(products), options.keep_fp32 or ())
-    costs = _smooth_best(graph, products, _Costs(products, model, ground.calibration, options.dtype), ground.peaks)
+    estimate = _Estimate(products, model, ground.calibration, options.dtype)
+    costs, factors = _smooth_best(graph, products, estimate, ground.peaks)
+    if options.dtype == INT4:
+        costs = estimate.as_measured(costs, factors)
     RemoveUnusedNodesPass()(graph_model)
     sizes = {name: sum(map(_size, found)) for name, found in products.items()}
     allowed = options.max_perplexity_rise or MAX_PERPLEXITY_RISE[options.dtype]
@@ -109,13 +120,14 @@ def _named_by_user(names: Sequence[str], parts: Sequence[str]) -> set[str]:
     return {name for name in names if any(part in name for part in parts)}
 
 
-class _Costs:
+class _Estimate:
     """What rounding costs each product. ``precisions``: those below fp32 that a product may have, from the fewest bits, by its
     name; products that no linear layers of the source were found for are missing."""
 
     def __init__(self, products: Mapping[str, list[ir.Node]], model: Any, texts: list[list[int]], dtype: str) -> None:
         layers = layers_of(list(products), list(linear_layers(model)))
         uses = uses_of_layers(model, texts, [layer for found in layers.values() for layer in found])
+        self._model, self._texts, self._layers = model, texts, layers
         self._num_tokens = sum(map(len, texts))
         self._uses: dict[str, list[LayerUse]] = {
             name: [uses[layer] for layer in found] for name, found in layers.items() if all(layer in uses for layer in found)
@@ -128,34 +140,49 @@ class _Costs:
         roundings = [Rounding(precision, torch.from_numpy(factors)) for factors in tried]
         return divergences([use.shifts(roundings) for use in self._uses[name]], self._num_tokens)
 
+    def as_measured(self, costs: Costs, factors: Mapping[str, FloatArray]) -> Costs:
+        """``costs``, those of 4 bits larger by what the source with all products in the fewest bits diverges more than they say:
+        the estimate is of second order, and errors of 4 bits are not small. ``factors`` [k]: of smoothing, by product."""
+        fewest = {name: precisions[0] for name, precisions in self.precisions.items()}
+        roundings = {
+            layer: Rounding(precision, torch.from_numpy(factors[name]))
+            for name, precision in fewest.items()
+            for layer in self._layers[name]
+        }
+        measured = measured_divergence(self._model, self._texts, lambda: rounded_layers(self._model, roundings))
+        in_4_bits = math.fsum(each.get(INT4, 0.0) for each in costs.values())
+        others = math.fsum(costs[name][precision] for name, precision in fewest.items() if precision != INT4)
+        more = max(1.0, (measured - others) / in_4_bits) if in_4_bits else 1.0
+        return {name: {**each, **({INT4: more * each[INT4]} if INT4 in each else {})} for name, each in costs.items()}
+
 
 def _precisions_of(products: Sequence[ir.Node], dtype: str, *, is_head: bool) -> tuple[str, ...]:
-    """The head in 4 bits would cost as much as all other products together, and rows of an embedding are looked up in 8."""
+    """The head in 4 bits costs more than all else together (of SmolLM2), and rows of an embedding are looked up in 8."""
     if dtype == INT8 or is_head or any(is_looked_up(product) for product in products):
         return (INT8,)
     return (INT4, INT8)
 
 
-def _smooth_best(graph: ir.Graph, products: dict[str, list[ir.Node]], costs: _Costs, peaks: Peaks) -> dict[str, dict[str, float]]:
+def _smooth_best(
+    graph: ir.Graph, products: dict[str, list[ir.Node]], estimate: _Estimate, peaks: Peaks
+) -> tuple[Costs, dict[str, FloatArray]]:
     """Smooth by the factors that cost the readers least, each in the fewest bits it may have. Returns what the precisions then
-    cost, as ``choose_precisions`` reads it."""
+    cost, as ``choose_precisions`` reads it, and the factors [k], by product."""
     names = {id(product): name for name, found in products.items() for product in found}
-    chosen: dict[str, FloatArray] = {}
-    found: dict[str, dict[str, float]] = {name: {} for name in costs.precisions}
+    chosen = {name: np.ones(num_inputs(products[name][0]), np.float32) for name in estimate.precisions}
+    found: dict[str, dict[str, float]] = {name: {} for name in estimate.precisions}
     for smoothing in find_smoothings(graph, peaks):
-        readers = [name for name in {names[id(product)]: None for product in smoothing.products} if name in costs.precisions]
-        tried = _candidates(smoothing, in_4_bits=any(INT4 in costs.precisions[name] for name in readers))
-        each = [costs.of(name, costs.precisions[name][0], tried) for name in readers]
+        readers = [name for name in {names[id(product)]: None for product in smoothing.products} if name in estimate.precisions]
+        tried = _candidates(smoothing, in_4_bits=any(INT4 in estimate.precisions[name] for name in readers))
+        each = [estimate.of(name, estimate.precisions[name][0], tried) for name in readers]
         best = least(each, USUAL)
         smooth(graph, smoothing, tried[best])
         for name, of_candidates in zip(readers, each, strict=True):
-            chosen[name], found[name] = tried[best], {costs.precisions[name][0]: of_candidates[best]}
-    for name, precisions in costs.precisions.items():
-        factors = chosen.get(name, np.ones(num_inputs(products[name][0]), np.float32))
-        found[name] |= {
-            precision: costs.of(name, precision, [factors])[0] for precision in precisions if precision not in found[name]
-        }
-    return found
+            chosen[name], found[name] = tried[best], {estimate.precisions[name][0]: of_candidates[best]}
+    for name, precisions in estimate.precisions.items():
+        missing = [precision for precision in precisions if precision not in found[name]]
+        found[name] |= {precision: estimate.of(name, precision, [chosen[name]])[0] for precision in missing}
+    return found, chosen
 
 
 def _candidates(smoothing: Smoothing, *, in_4_bits: bool) -> list[FloatArray]:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import kl_div
 from transformers import AttentionInterface
 
-from fastserve.export.quantization_cost import rounded
+from fastserve.export.quantization_cost import measured_divergence, rounded
 
 _IMPLEMENTATION = "eager"
 """That sources are loaded with. transformers looks for it in its registry, then in the architecture's own module."""
@@ -21,19 +20,7 @@ def cache_cost(model: Any, texts: Sequence[Sequence[int]]) -> float:
     """Nats a token by which the predictions of ``model``, a source, diverge (Kullback and Leibler) from what they were when its
     attention reads keys and values in int8. ``texts``: token ids of each, read one by one. Perplexity is expected to rise to
     exp(that), with far less noise than a measured one. The model is left as it was."""
-    diverged = 0.0
-    for token_ids in texts:
-        tokens = torch.tensor([list(token_ids)])
-        exact = _log_predictions(model, tokens)
-        with cache_rounded():
-            diverged += float(kl_div(_log_predictions(model, tokens), exact, reduction="sum", log_target=True))
-    return diverged / sum(map(len, texts))
-
-
-def _log_predictions(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits[0]
-    return logits.float().log_softmax(-1)  # [num_tokens, vocab]
+    return measured_divergence(model, texts, cache_rounded)
 
 
 @contextmanager

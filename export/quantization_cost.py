@@ -11,12 +11,13 @@ A divergence of d nats multiplies the expected perplexity by exp(d). Perplexity 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, kl_div, linear
 from transformers.pytorch_utils import Conv1D
 
 from fastserve.export.options import INT4
@@ -104,6 +105,42 @@ def divergences(shifts: Sequence[torch.Tensor], num_tokens: int) -> list[float]:
     ``num_tokens``: of all texts."""
     values: list[float] = (torch.stack(list(shifts)).sum(0).double().square().sum(1) / (2 * num_tokens)).tolist()
     return values
+
+
+def measured_divergence(model: Any, texts: Sequence[Sequence[int]], altered: Callable[[], AbstractContextManager[None]]) -> float:
+    """Nats a token by which the predictions of ``model``, while ``altered`` lasts, diverge (Kullback and Leibler) from what they
+    are otherwise. ``texts``: token ids of each, read one by one."""
+    diverged = 0.0
+    for token_ids in texts:
+        tokens = torch.tensor([list(token_ids)])
+        exact = _log_predictions(model, tokens)
+        with altered():
+            diverged += float(kl_div(_log_predictions(model, tokens), exact, reduction="sum", log_target=True))
+    return diverged / sum(map(len, texts))
+
+
+def _log_predictions(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits[0]
+    return logits.float().log_softmax(-1)  # [num_tokens, vocab]
+
+
+@contextmanager
+def rounded_layers(model: Any, roundings: Mapping[str, Rounding]) -> Iterator[None]:
+    """Linear layers, by name, compute what products of the graph will. A weight is rounded whenever it is read, so that no more
+    than one is in memory."""
+    layers = {name: layer for name, layer in linear_layers(model).items() if name in roundings}
+    for name, layer in layers.items():
+        layer.forward = functools.partial(_rounded_forward, layer, roundings[name])
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _rounded_forward(layer: Any, rounding: Rounding, rows: torch.Tensor) -> torch.Tensor:
+    return rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors)
 
 
 def rounded_weight(layer: Any, rounding: Rounding) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from fastserve.export import decoder_quantization, text_generation
 from fastserve.export.options import ExportOptions, ExportResult
 from fastserve.export.precision_choice import PrecisionChoice, layers_of
 from fastserve.export.proof import prove, reference_run
-from fastserve.export.quantization_cost import Rounding, linear_layers, rounded_product, rounded_weight
+from fastserve.export.quantization_cost import (
+    Rounding,
+    linear_layers,
+    measured_divergence,
+    rounded_layers,
+    rounded_weight,
+)
 from fastserve.export.rewrites.smoothing import Smoothing, module_of
 from fastserve.export.summary import summary
 from tests.synthetic.test_export_decoder_families import generate_with_engine, prompts
@@ -35,9 +42,10 @@ QUANTISED = [(family, dtype) for dtype in ("int8", "int4") for family in FAMILIE
 
 @dataclasses.dataclass
 class Made:
-    """An export and what it chose. ``factors``: of smoothing, by the name of the product."""
+    """An export, what it knew and what it chose. ``factors``: of smoothing, by the name of the product."""
 
     result: ExportResult
+    ground: decoder_quantization.QuantizationGround
     choice: PrecisionChoice
     factors: dict[str, torch.Tensor]
 
@@ -61,12 +69,13 @@ def exports(decoder_sources: Callable[[str], Path], tmp_path_factory: pytest.Tem
 
 
 def export_watched(source: Path, options: ExportOptions) -> Made:
-    choices: list[PrecisionChoice] = []
+    made: list[tuple[decoder_quantization.QuantizationGround, PrecisionChoice]] = []
     factors: dict[str, torch.Tensor] = {}
 
     def quantize_decoder(*arguments: Any) -> PrecisionChoice:
-        choices.append(decoder_quantization.quantize_decoder(*arguments))
-        return choices[-1]
+        choice = decoder_quantization.quantize_decoder(*arguments)
+        made.append((arguments[2], choice))
+        return choice
 
     def smooth(graph: Any, smoothing: Smoothing, chosen: Any) -> None:
         names = [module_of(product) for product in smoothing.products]
@@ -77,7 +86,8 @@ def export_watched(source: Path, options: ExportOptions) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_generation, "quantize_decoder", quantize_decoder)
         patch.setattr(decoder_quantization, "smooth", smooth)
-        return Made(export_model(source, options), choices[0], factors)
+        result = export_model(source, options)
+    return Made(result, *made[0], factors)
 
 
 def export_model(source: Path, options: ExportOptions) -> ExportResult:
@@ -125,33 +135,48 @@ def test_tokens_are_the_same_alone_and_in_a_crowd(family: str, dtype: str, expor
     assert generate_with_engine(result, asked) == alone
 
 
-def twin(source: Path, made: Made) -> Any:
-    """The source with weights and rows rounded in torch as the export chose to."""
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+def load(source: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+
+
+def roundings_of(model: Any, made: Made) -> dict[str, Rounding]:
+    """How the export chose to round the source's layers."""
     layers, precisions = linear_layers(model), made.choice.precisions
-    for product, names in layers_of(list(precisions), list(layers)).items():
-        for name in names:
-            layer = layers[name]
-            factors = made.factors.get(product, torch.ones(layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]))
-            weight = rounded_weight(layer, Rounding(precisions[product], factors))
-            layer.forward = lambda rows, layer=layer, weight=weight, factors=factors: rounded_product(
-                layer, rows, weight, factors
-            )
-            if layer is model.get_output_embeddings() and layer.weight is model.get_input_embeddings().weight:
-                table = weight / factors
-                model.get_input_embeddings().forward = lambda token_ids, table=table: embedding(token_ids, table)
-    return model
+    return {
+        name: Rounding(
+            precisions[product],
+            made.factors.get(product, torch.ones(layers[name].weight.shape[0 if isinstance(layers[name], Conv1D) else 1])),
+        )
+        for product, names in layers_of(list(precisions), list(layers)).items()
+        for name in names
+    }
 
 
 @pytest.mark.parametrize(("family", "dtype"), QUANTISED)
 def test_the_graph_computes_what_the_source_does_with_weights_and_rows_rounded(
     family: str, dtype: str, exports: Exports, decoder_sources: Callable[[str], Path]
 ) -> None:
-    made = exports(family, dtype)
-    rounded = twin(decoder_sources(family), made)
-    measures = prove(made.result.directory, made.result.manifest, reference_run(rounded, 256, set()))
+    made, model = exports(family, dtype), load(decoder_sources(family))
+    roundings = roundings_of(model, made)
+    if model.lm_head.weight is model.get_input_embeddings().weight:
+        table = rounded_weight(model.lm_head, roundings["lm_head"]) / roundings["lm_head"].factors
+        model.get_input_embeddings().forward = lambda token_ids: embedding(token_ids, table)
+    with rounded_layers(model, roundings):
+        reference = reference_run(model, 256, set())
+    measures = prove(made.result.directory, made.result.manifest, reference)
     assert measures["relative_error"] < 0.01, "but for rows that fall on the other side when they are rounded"
     assert made.result.manifest.proof["relative_error"] > (0.1 if dtype == "int4" else 0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_to_expect_of_4_bits_is_no_less_than_the_divergence_of_the_source_with_all_of_it_rounded(
+    family: str, exports: Exports, decoder_sources: Callable[[str], Path]
+) -> None:
+    made, model = exports(family, "int4"), load(decoder_sources(family))
+    roundings = roundings_of(model, made)
+    measured = measured_divergence(model, made.ground.calibration, lambda: rounded_layers(model, roundings))
+    expected = math.log1p(made.choice.rise) - made.ground.cache_cost
+    assert 0.999 * measured < expected < 1.5 * measured
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

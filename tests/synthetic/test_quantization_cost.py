@@ -13,6 +13,8 @@ from fastserve.export.quantization_cost import (
     Rounding,
     divergences,
     linear_layers,
+    measured_divergence,
+    rounded_layers,
     rounded_product,
     rounded_weight,
     uses_of_layers,
@@ -44,17 +46,8 @@ def unsmoothed(layer: torch.nn.Linear, precision: str) -> Rounding:
 
 def measured(source: LlamaForCausalLM, chosen: list[str], precision: str) -> float:
     """Nats a token by which the predictions diverge when the layers ``chosen`` are rounded."""
-    with torch.inference_mode():
-        before = source(input_ids=torch.tensor([TOKENS])).logits[0, :-1].log_softmax(-1)
-        for name in chosen:
-            layer = linear_layers(source)[name]
-            rounding = unsmoothed(layer, precision)
-            weight = rounded_weight(layer, rounding)
-            layer.forward = lambda rows, layer=layer, weight=weight, factors=rounding.factors: rounded_product(
-                layer, rows, weight, factors
-            )
-        after = source(input_ids=torch.tensor([TOKENS])).logits[0, :-1].log_softmax(-1)
-    return float((before.exp() * (before - after)).sum(-1).mean())
+    roundings = {name: unsmoothed(linear_layers(source)[name], precision) for name in chosen}
+    return measured_divergence(source, [TOKENS], lambda: rounded_layers(source, roundings))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -79,6 +72,18 @@ def test_candidates_are_told_apart_and_the_model_is_left_as_it_was(precision: st
     assert uneven_cost > 10 * even_cost
     assert all(parameter.requires_grad and parameter.grad is None for parameter in source.parameters())
     assert not any(module._forward_hooks for module in source.modules())
+
+
+def test_rounded_layers_compute_rounded_products_and_the_model_is_left_as_it_was() -> None:
+    source = model()
+    layer = source.lm_head
+    rounding = Rounding("int4", torch.linspace(0.5, 2, layer.in_features))
+    rows = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
+    exact = layer(rows)
+    with rounded_layers(source, {"lm_head": rounding}):
+        got = layer(rows)
+    assert torch.equal(got, rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors))
+    assert torch.equal(layer(rows), exact)
 
 
 def test_layers_that_are_one_product_add_up_before_they_are_squared() -> None:
