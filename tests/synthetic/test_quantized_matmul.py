@@ -77,9 +77,11 @@ def test_one_session_can_run_from_several_threads_at_once(isa: str, weight_bits:
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 def test_the_largest_products_saturate_nowhere(isa: str, k: int, signs: tuple[int, int], weight_bits: int) -> None:
     layer = linear(np.full((k, 17), 127.0 * signs[0]), weight_bits=weight_bits)
-    x = np.full((7, k), 127.0 * signs[1], np.float32)
+    session = layer.session()
     assert (layer.quantized == 127 * signs[0]).all()
-    assert (layer.run(x) == np.float32(signs[0] * signs[1] * 127 * 127 * k)).all()
+    for rows in (1, 3, 7):
+        x = np.full((rows, k), 127.0 * signs[1], np.float32)
+        assert (layer.run(x, session) == np.float32(signs[0] * signs[1] * 127 * 127 * k)).all()
 
 
 def test_an_outlier_costs_the_precision_of_its_own_row_only(isa: str) -> None:

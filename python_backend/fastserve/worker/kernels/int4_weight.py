@@ -89,7 +89,7 @@ def _blocks(weight: npt.NDArray[np.floating[Any]], scale: FloatArray) -> tuple[F
     k, n = weight.shape
     padded = np.zeros((_num_blocks(k) * BLOCK_INPUTS, n), np.float32)
     padded[:k] = weight / np.where(scale > 0, scale, 1)
-    padded[k:] = padded[k - 1 : k]  # no end of its own
+    padded[k:] = padded[k - 1 : k]  # neither a least nor a largest weight of its own
     blocks = padded.reshape(-1, BLOCK_INPUTS, n)
     low, high = blocks.min(axis=1), blocks.max(axis=1)
     levels, steps, offsets = np.zeros_like(blocks), np.ones_like(low), np.zeros_like(low)
@@ -99,7 +99,9 @@ def _blocks(weight: npt.NDArray[np.floating[Any]], scale: FloatArray) -> tuple[F
         offset = np.clip(np.rint((HIGHEST_LEVEL * step - low - high) / 2), -LEVELS, LEVELS)
         highest = np.minimum(np.floor((offset + LEVELS) / step), HIGHEST_LEVEL)  # that stays within int8; the lowest always does
         level = np.rint((blocks + offset[:, None]) / step[:, None]).clip(0, highest[:, None])
-        error = np.square(level * step[:, None] - offset[:, None] - blocks).sum(axis=1)
+        distance = np.square(level * step[:, None] - offset[:, None] - blocks)
+        distance.reshape(-1, n)[k:] = 0
+        error = distance.sum(axis=1)
         better = error < least
         least = np.where(better, error, least)
         levels = np.where(better[:, None], level, levels)

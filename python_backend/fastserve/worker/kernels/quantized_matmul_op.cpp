@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,7 @@ constexpr int64_t kQuantizedAtOnce = 8192;   // activations of one work item, or
 constexpr int64_t kRowsAtOnce = 192;         // of one work item, so that their activations stay in the second-level cache
 constexpr int64_t kPanelsAtOnce = 4;         // of one work item, or a multiple: what the kernels compute at once
 constexpr int64_t kLeastWork = 384 * 1024;   // of one work item, in bytes of weights that could be read meanwhile
-constexpr int64_t kUnpackedBytes = 512 * 1024;  // the most that is made of weights of 4 bits at once, but for one panel
+constexpr int64_t kMostUnpacked = 512 * 1024;  // bytes that are made of weights of 4 bits at once, or one panel
 constexpr int64_t kItemsOfThread = 4;        // few, because neighbouring outputs of two processors disturb each other
 
 int64_t panel_bytes_of_four_bits(int64_t k) {
@@ -76,12 +77,16 @@ int64_t read_weight_bits(const ort::Api& api, const ort::KernelInfo* info) {
   return bits;
 }
 
-// Memory of this thread, kept from call to call.
+// Memory of this thread, kept from call to call; null if there is none: what runs in parallel must not throw.
 int8_t* memory_for_panels(int64_t bytes) {
   static thread_local std::unique_ptr<Scratch> memory;
   static thread_local int64_t size = 0;
   if (bytes > size) {
-    memory = std::make_unique<Scratch>(static_cast<size_t>(bytes));
+    try {
+      memory = std::make_unique<Scratch>(static_cast<size_t>(bytes));
+    } catch (const std::bad_alloc&) {
+      return nullptr;
+    }
     size = bytes;
   }
   return static_cast<int8_t*>(memory->data());
@@ -165,11 +170,12 @@ struct QuantizedMatMulKernel {
 
   // Makes int8 weights of those of 4 bits, some panels at a time, and multiplies by these.
   void multiply_four_bits(const QuantizedProblem& problem, const OutputBlock& block, int64_t next_panel) const {
-    if (block.last_row - block.first_row <= kFewRows) return kernels.multiply_packed(problem, block);
     int64_t at_once = kPanelsAtOnce;
-    while (at_once > 1 && at_once * panel_bytes > kUnpackedBytes) at_once /= 2;
+    while (at_once > 1 && at_once * panel_bytes > kMostUnpacked) at_once /= 2;
     // What is unpacked behind the end of a panel is overwritten by the next one, which comes after.
-    int8_t* panels = memory_for_panels(at_once * panel_bytes + (kBlockGroups - 1) * kGroupBytes);
+    const int64_t bytes = at_once * panel_bytes + (kBlockGroups - 1) * kGroupBytes;
+    int8_t* panels = block.last_row - block.first_row > kFewRows ? memory_for_panels(bytes) : nullptr;
+    if (panels == nullptr) return kernels.multiply_packed(problem, block);
     QuantizedProblem part = problem;
     part.weight = panels;
     for (int64_t first = block.first_panel; first < block.last_panel; first += at_once) {

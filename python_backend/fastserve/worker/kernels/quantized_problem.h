@@ -46,7 +46,7 @@ struct QuantizedProblem {
   int64_t stride;      // elements from one row of activations to the next, a multiple of kRowAlignment
 };
 
-// Weights that will be read next, to be asked for meanwhile: as much memory as `panels` panels take.
+// Weights that will be read next, to be asked for meanwhile: as much memory as `panels` panels of int8 take.
 struct NextWeights {
   const int8_t* first;
   int64_t panels;
@@ -60,7 +60,7 @@ struct QuantizedKernels {
   void (*quantize)(const QuantizedProblem& problem, const float* x, int64_t row);  // x: row `row`, [k]
   // One panel of 4 bits a weight to int8. Writes whole blocks: up to kBlockGroups - 1 groups more than num_groups.
   void (*unpack)(const int8_t* packed, int64_t num_groups, int8_t* panel);
-  // As multiply, for up to kFewRows rows and weights of 4 bits as they are stored.
+  // As multiply, by weights of 4 bits as they are stored, without other memory; the best for up to kFewRows rows.
   void (*multiply_packed)(const QuantizedProblem& problem, const OutputBlock& block);
   // Needs the rows' activations. next: of this thread's next block.
   void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next);

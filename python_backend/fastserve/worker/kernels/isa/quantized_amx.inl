@@ -9,7 +9,7 @@ constexpr int kTileInputs = 64;                          // inputs of one tile o
 constexpr int kTileGroups = kTileInputs / kGroupInputs;
 constexpr int kTileBytes = kTileSide * kTileInputs;
 constexpr int kSquare = 2 * kTileSide;                   // rows, and channels, of what is computed at once
-constexpr int64_t kVectorRows = 4;                          // up to this, vectors are as fast
+constexpr int64_t kVectorRows = 4;                       // up to this, vectors are as fast
 
 struct TileShapes {  // the operand of LDTILECFG
   uint8_t palette;

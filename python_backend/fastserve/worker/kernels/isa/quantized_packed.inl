@@ -56,15 +56,13 @@ static inline void multiply_packed_panel(const QuantizedProblem& problem, int64_
 }
 
 template <int Rows>
-static inline void multiply_packed_rows(const QuantizedProblem& problem, const OutputBlock& block) {
+static inline void multiply_packed_rows(const QuantizedProblem& problem, const OutputBlock& block, int64_t row) {
   if constexpr (Rows > 1) {
-    if (block.last_row - block.first_row < Rows) return multiply_packed_rows<Rows - 1>(problem, block);
+    if (block.last_row - row < Rows) return multiply_packed_rows<Rows - 1>(problem, block, row);
   }
-  for (int64_t panel = block.first_panel; panel < block.last_panel; ++panel) {
-    multiply_packed_panel<Rows>(problem, block.first_row, panel);
-  }
+  for (int64_t panel = block.first_panel; panel < block.last_panel; ++panel) multiply_packed_panel<Rows>(problem, row, panel);
 }
 
 static void multiply_packed(const QuantizedProblem& problem, const OutputBlock& block) {
-  multiply_packed_rows<kFewRows>(problem, block);
+  for (int64_t row = block.first_row; row < block.last_row; row += kFewRows) multiply_packed_rows<kFewRows>(problem, block, row);
 }
