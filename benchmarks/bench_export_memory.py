@@ -1,6 +1,6 @@
 """How much memory an export of a language model needs, stage by stage, against the size of its weights.
 
-    python benchmarks/bench_export_memory.py [--parameters N] [--model FOLDER]
+    python benchmarks/bench_export_memory.py [--parameters N] [--model FOLDER] [--dtype DTYPE]
 
 Exports a model with random weights (or yours) and reads the process's peak resident set in each stage. It counts every page the
 process maps, also those of the weights' files that the system could take back. Two figures a stage: at its peak, and of that what
@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=float, default=300e6, help="of the random model (default: 3e8)")
     parser.add_argument("--model", help="export this instead")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "int8", "int4"))
     parser.add_argument("--output", type=Path, default=RESULTS / "export_memory.json")
     arguments = parser.parse_args()
     console, watch = Console(), MemoryWatch()
@@ -109,8 +110,9 @@ def main() -> None:
             source = f"{folder}/random"
             save_random_model(int(arguments.parameters), Path(source))
         before = read_status("VmRSS")
+        options = ExportOptions(Path(folder) / "repository", name="model", dtype=arguments.dtype)
         with watch.sampling():
-            result = export_model(source, ExportOptions(Path(folder) / "repository", name="model"), watch.begin)
+            result = export_model(source, options, watch.begin)
             watch.begin(None)
     weights = 4 * result.manifest.model.num_parameters
     table = Table(title=f"{result.manifest.model.num_parameters:,} parameters, {weights / 1e6:,.0f} MB of weights")

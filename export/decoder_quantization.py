@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def quantize_decoder(graph_model: ir.Model, model: Any, ground: QuantizationGrou
     estimate = _Estimate(products, model, ground.calibration, options.dtype)
     costs, factors = _smooth_best(graph, products, estimate, ground.peaks)
     if options.dtype == INT4:
-        costs = estimate.as_measured(costs, factors)
+        costs = estimate.as_measured(costs, factors, named)
     RemoveUnusedNodesPass()(graph_model)
     sizes = {name: sum(map(_size, found)) for name, found in products.items()}
     allowed = options.max_perplexity_rise or MAX_PERPLEXITY_RISE[options.dtype]
@@ -140,19 +140,23 @@ class _Estimate:
         roundings = [Rounding(precision, torch.from_numpy(factors)) for factors in tried]
         return divergences([use.shifts(roundings) for use in self._uses[name]], self._num_tokens)
 
-    def as_measured(self, costs: Costs, factors: Mapping[str, FloatArray]) -> Costs:
-        """``costs``, those of 4 bits larger by what the source with all products in the fewest bits diverges more than they say:
-        the estimate is of second order, and errors of 4 bits are not small. ``factors`` [k]: of smoothing, by product."""
-        fewest = {name: precisions[0] for name, precisions in self.precisions.items()}
+    def as_measured(self, costs: Costs, factors: Mapping[str, FloatArray], named: Collection[str]) -> Costs:
+        """``costs``, those of 4 bits larger by what the source with its products in the fewest bits diverges more than they say:
+        the estimate is of second order, and errors of 4 bits are not small. ``factors`` [k]: of smoothing, by product; ``named``:
+        products that stay fp32. Lookups in an embedding that is the head's weight are not rounded here."""
+        fewest = {name: precisions[0] for name, precisions in self.precisions.items() if name not in named}
         roundings = {
             layer: Rounding(precision, torch.from_numpy(factors[name]))
             for name, precision in fewest.items()
             for layer in self._layers[name]
         }
         measured = measured_divergence(self._model, self._texts, lambda: rounded_layers(self._model, roundings))
-        in_4_bits = math.fsum(each.get(INT4, 0.0) for each in costs.values())
+        in_4_bits = math.fsum(costs[name][INT4] for name, precision in fewest.items() if precision == INT4)
         others = math.fsum(costs[name][precision] for name, precision in fewest.items() if precision != INT4)
-        more = max(1.0, (measured - others) / in_4_bits) if in_4_bits else 1.0
+        if not math.isfinite(measured):
+            more = math.inf
+        else:
+            more = max(1.0, (measured - others) / in_4_bits) if in_4_bits else 1.0
         return {name: {**each, **({INT4: more * each[INT4]} if INT4 in each else {})} for name, each in costs.items()}
 
 

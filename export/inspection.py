@@ -88,8 +88,13 @@ def inspect_model(source: str, task: str | None = None) -> Inspection:
             kv_bytes_per_token=_kv_bytes(layers, config) if generates else 0,
             max_length=longest,
             notes=notes,
-            head_elements=model.get_output_embeddings().weight.numel() if generates else 0,
+            head_elements=_head_elements(model) if generates else 0,
         )
+
+
+def _head_elements(model: Any) -> int:
+    head = model.get_output_embeddings()
+    return 0 if head is None else int(head.weight.numel())
 
 
 def task_of(config: Any, *, is_gguf: bool = False) -> str:

@@ -1,7 +1,7 @@
 """In how many bits the weights of each product are, so that a quantised model loses no more than it may.
 
 A ladder: every product starts with as few bits as it may have; while the loss to expect is too large, the product goes up that
-saves most nats for the bytes it adds, from 4 bits to 8, from 8 to fp32, or all the way.
+saves most nats for the bytes it adds, from 4 bits to 8, from 8 to fp32, or all the way. Greedy: what went up stays up.
 """
 
 from __future__ import annotations

@@ -140,15 +140,15 @@ def judge_rounded(measures: dict[str, float], tolerance: float) -> None:
     caches = ("max_abs_logit_difference_kv_fp16", "max_abs_logit_difference_kv_int8")
     limits = {"relative_error": tolerance, **dict.fromkeys(caches, float(np.finfo(np.float32).max))}
     limits |= dict.fromkeys(("max_abs_difference_alone_batched", "max_abs_difference_packed_chunked"), 0.0)
-    check_limits(measures, limits)
+    check_limits(measures, limits, hint=" (a smaller max_perplexity_rise, or keep_fp32, leaves more products in more bits)")
 
 
-def check_limits(measures: dict[str, float], limits: dict[str, float]) -> None:
-    """Raises ProofFailed naming a measure above its limit (also NaN)."""
+def check_limits(measures: dict[str, float], limits: dict[str, float], *, hint: str = "") -> None:
+    """Raises ProofFailed naming a measure above its limit (also NaN). ``hint``: what may mend it."""
     for name, limit in limits.items():
         if not measures[name] <= limit:
             raise ProofFailed(
-                f"the exported graph does not reproduce its source: {name} is {measures[name]:.3g}, allowed {limit:.3g}"
+                f"the exported graph does not reproduce its source: {name} is {measures[name]:.3g}, allowed {limit:.3g}{hint}"
             )
 
 

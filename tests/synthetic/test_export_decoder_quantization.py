@@ -23,13 +23,7 @@ from fastserve.export import decoder_quantization, text_generation
 from fastserve.export.options import ExportOptions, ExportResult
 from fastserve.export.precision_choice import PrecisionChoice, layers_of
 from fastserve.export.proof import prove, reference_run
-from fastserve.export.quantization_cost import (
-    Rounding,
-    linear_layers,
-    measured_divergence,
-    rounded_layers,
-    rounded_weight,
-)
+from fastserve.export.quantization_cost import Rounding, linear_layers, measured_divergence, rounded_layers, rounded_weight
 from fastserve.export.rewrites.smoothing import Smoothing, module_of
 from fastserve.export.summary import summary
 from tests.synthetic.test_export_decoder_families import generate_with_engine, prompts
