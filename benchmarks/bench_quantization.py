@@ -30,7 +30,7 @@ from fastserve.export.channel_peaks import channel_peaks
 from fastserve.export.decoder_quantization import ALPHAS
 from fastserve.export.precision_choice import least
 from fastserve.export.prose import CALIBRATION_PROSE, QUALITY_PROSE
-from fastserve.export.quantization_cost import Rounding, divergences, linear_layers, rounded, uses_of_layers
+from fastserve.export.quantization_cost import Rounding, divergences, linear_layers, rounded, shifts
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rewrites.smoothing import smoothing_factors
 from fastserve.export.source import load, load_config, resolve
@@ -99,14 +99,13 @@ class Source:
 
     def best_alphas(self) -> dict[str, float]:
         """Of each group, what costs it least on the calibration text."""
-        found, tokens = uses_of_layers(self.model, self.calibration, self.layers), sum(map(len, self.calibration))
+        tokens = sum(map(len, self.calibration))
+        roundings = {name: [Rounding("int8", self.factors(name, alpha)) for alpha in ALPHAS] for name in self.layers}
+        found = shifts(self.model, self.calibration, roundings)
         best: dict[str, float] = {}
         for name in self.layers:
-            if name in best:
-                continue
-            roundings = [Rounding("int8", self.factors(name, alpha)) for alpha in ALPHAS]
-            costs = divergences([found[member].shifts(roundings) for member in self.group(name)], tokens)
-            best |= dict.fromkeys(self.group(name), ALPHAS[least([costs], 0)])
+            costs = divergences([found[member] for member in self.group(name)], tokens)
+            best[name] = ALPHAS[least([costs], 0)]
         return best
 
 

@@ -22,13 +22,12 @@ from fastserve.export.precision_choice import Costs, PrecisionChoice, choose_pre
 from fastserve.export.prose import CALIBRATION_PROSE
 from fastserve.export.quality import SourceQuality, read_text, source_quality
 from fastserve.export.quantization_cost import (
-    LayerUse,
     Rounding,
     divergences,
     linear_layers,
     measured_divergence,
     rounded_layers,
-    uses_of_layers,
+    shifts,
 )
 from fastserve.export.rewrites.packed_products import constant_products, is_looked_up
 from fastserve.export.rewrites.quantization import quantize_products
@@ -125,26 +124,32 @@ class _Estimate:
     name; products that no linear layers of the source were found for are missing."""
 
     def __init__(self, products: Mapping[str, list[ir.Node]], model: Any, texts: list[list[int]], dtype: str) -> None:
-        layers = layers_of(list(products), list(linear_layers(model)))
-        uses = uses_of_layers(model, texts, [layer for found in layers.values() for layer in found])
-        self._model, self._texts, self._layers = model, texts, layers
-        self._num_tokens = sum(map(len, texts))
-        self._uses: dict[str, list[LayerUse]] = {
-            name: [uses[layer] for layer in found] for name, found in layers.items() if all(layer in uses for layer in found)
-        }
+        self._model, self._texts = model, texts
+        self._layers = layers_of(list(products), list(linear_layers(model)))
         head = _head(model)
-        self.precisions = {name: _precisions_of(products[name], dtype, is_head=name == head) for name in self._uses}
+        self.precisions = {name: _precisions_of(products[name], dtype, is_head=name == head) for name in self._layers}
 
-    def of(self, name: str, precision: str, tried: Sequence[FloatArray]) -> list[float]:
-        """Nats a token with each of the factors [k] of smoothing that are tried."""
-        roundings = [Rounding(precision, torch.from_numpy(factors)) for factors in tried]
-        return divergences([use.shifts(roundings) for use in self._uses[name]], self._num_tokens)
+    def of(self, tried: Mapping[str, Sequence[FloatArray]]) -> dict[str, dict[str, list[float]]]:
+        """Nats a token with each of the factors [k] of smoothing that are ``tried``, by the product and its precisions. Products
+        of layers that were given nothing are missing."""
+        roundings = {
+            name: [Rounding(precision, torch.from_numpy(each)) for precision in self.precisions[name] for each in factors]
+            for name, factors in tried.items()
+        }
+        of_layers = {layer: roundings[name] for name in tried for layer in self._layers[name]}
+        moved, num_tokens = shifts(self._model, self._texts, of_layers), sum(map(len, self._texts))
+        found = {}
+        for name, factors in tried.items():
+            if all(layer in moved for layer in self._layers[name]):
+                costs = iter(divergences([moved[layer] for layer in self._layers[name]], num_tokens))
+                found[name] = {precision: [next(costs) for _ in factors] for precision in self.precisions[name]}
+        return found
 
     def as_measured(self, costs: Costs, factors: Mapping[str, FloatArray], named: Collection[str]) -> Costs:
         """``costs``, those of 4 bits larger by what the source with its products in the fewest bits diverges more than they say:
         the estimate is of second order, and errors of 4 bits are not small. ``factors`` [k]: of smoothing, by product; ``named``:
         products that stay fp32. Lookups in an embedding that is the head's weight are not rounded here."""
-        fewest = {name: precisions[0] for name, precisions in self.precisions.items() if name not in named}
+        fewest = {name: self.precisions[name][0] for name in costs if name not in named}
         roundings = {
             layer: Rounding(precision, torch.from_numpy(factors[name]))
             for name, precision in fewest.items()
@@ -173,27 +178,31 @@ def _smooth_best(
     """Smooth by the factors that cost the readers least, each in the fewest bits it may have. Returns what the precisions then
     cost, as ``choose_precisions`` reads it, and the factors [k], by product."""
     names = {id(product): name for name, found in products.items() for product in found}
-    chosen = {name: np.ones(num_inputs(products[name][0]), np.float32) for name in estimate.precisions}
-    found: dict[str, dict[str, float]] = {name: {} for name in estimate.precisions}
+    tried = {name: [np.ones(num_inputs(products[name][0]), np.float32)] for name in estimate.precisions}
+    smoothings: list[tuple[Smoothing, list[str], list[FloatArray]]] = []
     for smoothing in find_smoothings(graph, peaks):
-        readers = [name for name in {names[id(product)]: None for product in smoothing.products} if name in estimate.precisions]
-        tried = _candidates(smoothing, in_4_bits=any(INT4 in estimate.precisions[name] for name in readers))
-        each = [estimate.of(name, estimate.precisions[name][0], tried) for name in readers]
-        best = least(each, USUAL)
-        smooth(graph, smoothing, tried[best])
-        for name, of_candidates in zip(readers, each, strict=True):
-            chosen[name], found[name] = tried[best], {estimate.precisions[name][0]: of_candidates[best]}
-    for name, precisions in estimate.precisions.items():
-        missing = [precision for precision in precisions if precision not in found[name]]
-        found[name] |= {precision: estimate.of(name, precision, [chosen[name]])[0] for precision in missing}
-    return found, chosen
+        readers = [name for name in {names[id(product)]: None for product in smoothing.products} if name in tried]
+        candidates = _candidates(smoothing, in_4_bits=any(INT4 in estimate.precisions[name] for name in readers))
+        tried |= dict.fromkeys(readers, candidates)
+        smoothings.append((smoothing, readers, candidates))
+    found = estimate.of(tried)
+    best = dict.fromkeys(found, 0)
+    for smoothing, readers, candidates in smoothings:
+        known = [name for name in readers if name in found]
+        place = least([found[name][estimate.precisions[name][0]] for name in known], USUAL)
+        smooth(graph, smoothing, candidates[place])
+        best |= dict.fromkeys(known, place)
+    costs = {name: {precision: each[best[name]] for precision, each in of.items()} for name, of in found.items()}
+    return costs, {name: tried[name][place] for name, place in best.items()}
 
 
 def _candidates(smoothing: Smoothing, *, in_4_bits: bool) -> list[FloatArray]:
     """Factors [k]. A channel that is large in a weight takes levels from those that share its block of 4 bits, so that smoothing
     half as much, or not at all, may cost less."""
-    found = [smoothing.factors(alpha) for alpha in ALPHAS]
-    return [*found, np.sqrt(found[0]), np.ones_like(found[0])] if in_4_bits else found
+    if not in_4_bits:
+        return [smoothing.factors(alpha) for alpha in ALPHAS]
+    usual = smoothing.factors(ALPHAS[USUAL])
+    return [usual, np.sqrt(usual), np.ones_like(usual)]
 
 
 def _size(product: ir.Node) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -24,8 +24,6 @@ from fastserve.export.options import INT4
 from fastserve.worker.kernels.int4_weight import rounded_to_int4
 from fastserve.worker.kernels.quantized_weight import LEVELS
 
-Call = tuple[torch.Tensor, torch.Tensor]
-"""Of a layer: the rows [.., k] it was given, the gradient of what it gave [.., n]."""
 _SEED = 0
 
 
@@ -38,60 +36,31 @@ class Rounding:
     factors: torch.Tensor
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LayerUse:
-    """What a linear layer was given and what depends on it: its calls by each text."""
-
-    layer: Any
-    texts: list[list[Call]]
-
-    def shifts(self, roundings: Sequence[Rounding]) -> torch.Tensor:
-        """g . e of each way to round and each row, [num_roundings, num_rows]. A weight is rounded once for each way."""
-        found: list[list[torch.Tensor]] = []
-        with torch.no_grad():
-            exact = [[self.layer(rows) for rows, _ in calls] for calls in self.texts]
-            for rounding in roundings:
-                weight = rounded_weight(self.layer, rounding)
-                found.append([self._shift(weight, rounding.factors, *text) for text in zip(self.texts, exact, strict=True)])
-        return torch.stack([torch.cat(texts) for texts in found])
-
-    def _shift(self, weight: torch.Tensor, factors: torch.Tensor, calls: list[Call], exact: list[torch.Tensor]) -> torch.Tensor:
-        """Of one text, [num_rows]. ``exact``: what each call gave."""
-        shifts = [
-            (gradient * (rounded_product(self.layer, rows, weight, factors) - output)).sum(-1)
-            for (rows, gradient), output in zip(calls, exact, strict=True)
-        ]
-        return torch.stack(shifts).sum(0).reshape(-1)
-
-
 def linear_layers(model: Any) -> dict[str, Any]:
     """By name: the modules that multiply rows by a weight."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
 
 
-def uses_of_layers(model: Any, texts: Sequence[Sequence[int]], names: Collection[str]) -> dict[str, LayerUse]:
-    """By name, of the linear layers ``names``. ``texts``: token ids of each, read one by one. Layers that were given nothing, or
-    that no prediction depends on, are missing. The model is left as it was."""
-    layers = linear_layers(model)
-    found: dict[str, LayerUse] = {}
+def shifts(model: Any, texts: Sequence[Sequence[int]], candidates: Mapping[str, Sequence[Rounding]]) -> dict[str, torch.Tensor]:
+    """g . e of each way to round a linear layer and each row it was given, [num_roundings, num_rows], by the layer's name.
+
+    ``texts``: token ids of each, read one by one: what layers were given by one is in memory, and a weight is rounded anew for
+    each. Layers that were given nothing, or that no prediction depends on, are missing. The model is left as it was.
+    """
+    found: dict[str, list[torch.Tensor]] = {}
     for token_ids in texts:
-        for name, calls in _calls(model, token_ids, {name: layers[name] for name in names}).items():
-            found.setdefault(name, LayerUse(layers[name], [])).texts.append(calls)
-    return found
+        for name, shift in _shifts(model, token_ids, candidates).items():
+            found.setdefault(name, []).append(shift)
+    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}
 
 
-def _calls(model: Any, token_ids: Sequence[int], layers: dict[str, Any]) -> dict[str, list[Call]]:
-    found: dict[str, list[Call]] = {}
-
-    def watch(name: str, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        rows = given[0].detach()
-        if output.requires_grad:
-            output.register_hook(lambda gradient: found.setdefault(name, []).append((rows, gradient)))  # type: ignore[no-untyped-call]
-
+def _shifts(model: Any, token_ids: Sequence[int], candidates: Mapping[str, Sequence[Rounding]]) -> dict[str, torch.Tensor]:
+    layers = linear_layers(model)
+    found: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(_only_activations_have_gradients(model))
-        for name, layer in layers.items():
-            hook = layer.register_forward_hook(lambda _, given, output, name=name: watch(name, given, output))
+        for name, roundings in candidates.items():
+            hook = layers[name].register_forward_hook(_Watch(name, roundings, found))
             stack.callback(hook.remove)
         with torch.enable_grad():
             logits = model(input_ids=torch.tensor([list(token_ids)]), use_cache=False).logits[0, :-1].float()
@@ -100,10 +69,34 @@ def _calls(model: Any, token_ids: Sequence[int], layers: dict[str, Any]) -> dict
     return found
 
 
-def divergences(shifts: Sequence[torch.Tensor], num_tokens: int) -> list[float]:
-    """Nats a token of each way to round a product. ``shifts``: those of its layers, [num_roundings, num_rows] each;
-    ``num_tokens``: of all texts."""
-    values: list[float] = (torch.stack(list(shifts)).sum(0).double().square().sum(1) / (2 * num_tokens)).tolist()
+class _Watch:
+    """A forward hook that, on the way back, notes the shifts of one layer; calls of one that is called again add up."""
+
+    def __init__(self, name: str, roundings: Sequence[Rounding], found: dict[str, torch.Tensor]) -> None:
+        self._name, self._roundings, self._found = name, roundings, found
+
+    def __call__(self, layer: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        rows, exact = given[0].detach(), output.detach()
+
+        def note(gradient: torch.Tensor) -> None:
+            with torch.no_grad():
+                shift = torch.stack([self._shift(layer, rounding, rows, exact, gradient) for rounding in self._roundings])
+            self._found[self._name] = self._found[self._name] + shift if self._name in self._found else shift
+
+        if output.requires_grad:
+            output.register_hook(note)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _shift(layer: Any, rounding: Rounding, rows: torch.Tensor, exact: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """[num_rows]"""
+        product = rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors)
+        return (gradient * (product - exact)).sum(-1).reshape(-1)
+
+
+def divergences(of_layers: Sequence[torch.Tensor], num_tokens: int) -> list[float]:
+    """Nats a token of each way to round a product. ``of_layers``: the :func:`shifts` of its layers; ``num_tokens``: of all
+    texts."""
+    values: list[float] = (torch.stack(list(of_layers)).sum(0).double().square().sum(1) / (2 * num_tokens)).tolist()
     return values
 
 

@@ -17,7 +17,7 @@ from fastserve.export.quantization_cost import (
     rounded_layers,
     rounded_product,
     rounded_weight,
-    uses_of_layers,
+    shifts,
 )
 from fastserve.worker.kernels.int4_weight import rounded_to_int4
 from fastserve.worker.kernels.quantized_weight import quantize_channels
@@ -55,8 +55,8 @@ def measured(source: LlamaForCausalLM, chosen: list[str], precision: str) -> flo
 def test_the_estimate_is_close_to_the_divergence_that_rounding_causes(part: str, precision: str) -> None:
     source = model()
     chosen = [name for name in linear_layers(source) if part in name]
-    found = uses_of_layers(source, [TOKENS], chosen)
-    expected = sum(divergences([use.shifts([unsmoothed(use.layer, precision)])], len(TOKENS))[0] for use in found.values())
+    found = shifts(source, [TOKENS], {name: [unsmoothed(linear_layers(source)[name], precision)] for name in chosen})
+    expected = sum(divergences([shift], len(TOKENS))[0] for shift in found.values())
     assert expected == pytest.approx(measured(source, chosen, precision), rel=0.5)
 
 
@@ -64,11 +64,11 @@ def test_the_estimate_is_close_to_the_divergence_that_rounding_causes(part: str,
 def test_candidates_are_told_apart_and_the_model_is_left_as_it_was(precision: str) -> None:
     source = model()
     name = "model.layers.0.mlp.down_proj"
-    use = uses_of_layers(source, [TOKENS[:90], TOKENS[90:]], [name])[name]
-    uneven = Rounding(precision, torch.logspace(-3, 3, use.layer.in_features))
-    shifts = use.shifts([unsmoothed(use.layer, precision), uneven])
-    assert shifts.shape == (2, len(TOKENS))
-    even_cost, uneven_cost = divergences([shifts], len(TOKENS))
+    layer = linear_layers(source)[name]
+    uneven = Rounding(precision, torch.logspace(-3, 3, layer.in_features))
+    found = shifts(source, [TOKENS[:90], TOKENS[90:]], {name: [unsmoothed(layer, precision), uneven]})
+    assert found[name].shape == (2, len(TOKENS))
+    even_cost, uneven_cost = divergences([found[name]], len(TOKENS))
     assert uneven_cost > 10 * even_cost
     assert all(parameter.requires_grad and parameter.grad is None for parameter in source.parameters())
     assert not any(module._forward_hooks for module in source.modules())
@@ -89,9 +89,10 @@ def test_rounded_layers_compute_rounded_products_and_the_model_is_left_as_it_was
 def test_layers_that_are_one_product_add_up_before_they_are_squared() -> None:
     source = model()
     names = [f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up")]
-    shifts = [use.shifts([unsmoothed(use.layer, "int4")]) for use in uses_of_layers(source, [TOKENS], names).values()]
-    together = float((shifts[0] + shifts[1]).double().square().sum() / (2 * len(TOKENS)))
-    assert divergences(shifts, len(TOKENS)) == [pytest.approx(together)]
+    found = shifts(source, [TOKENS], {name: [unsmoothed(linear_layers(source)[name], "int4")] for name in names})
+    gate, up = (found[name] for name in names)
+    together = float((gate + up).double().square().sum() / (2 * len(TOKENS)))
+    assert divergences([gate, up], len(TOKENS)) == [pytest.approx(together)]
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
