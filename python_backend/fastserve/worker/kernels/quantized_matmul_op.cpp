@@ -175,7 +175,9 @@ struct QuantizedMatMulKernel {
     // What is unpacked behind the end of a panel is overwritten by the next one, which comes after.
     const int64_t bytes = at_once * panel_bytes + (kBlockGroups - 1) * kGroupBytes;
     int8_t* panels = block.last_row - block.first_row > kFewRows ? memory_for_panels(bytes) : nullptr;
-    if (panels == nullptr) return kernels.multiply_packed(problem, block);
+    if (panels == nullptr) {
+      return kernels.multiply_packed(problem, block, next_weights(problem.weight, next_panel, num_panels));
+    }
     QuantizedProblem part = problem;
     part.weight = panels;
     for (int64_t first = block.first_panel; first < block.last_panel; first += at_once) {

@@ -61,7 +61,7 @@ struct QuantizedKernels {
   // One panel of 4 bits a weight to int8. Writes whole blocks: up to kBlockGroups - 1 groups more than num_groups.
   void (*unpack)(const int8_t* packed, int64_t num_groups, int8_t* panel);
   // As multiply, by weights of 4 bits as they are stored, without other memory; the best for up to kFewRows rows.
-  void (*multiply_packed)(const QuantizedProblem& problem, const OutputBlock& block);
+  void (*multiply_packed)(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next);
   // Needs the rows' activations. next: of this thread's next block.
   void (*multiply)(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next);
 };

@@ -3,8 +3,11 @@
 
 constexpr int kChains = kParts < 4 ? 4 / kParts : 1;  // neighbouring groups have sums of their own: additions take their time
 
+constexpr int kLinesOfBlock = 5;  // at least what a block takes of a panel, ends and all
+
+// ahead: memory to ask for meanwhile, as much as a panel takes.
 template <int Rows>
-static inline void multiply_packed_panel(const QuantizedProblem& problem, int64_t row, int64_t panel) {
+static inline void multiply_packed_panel(const QuantizedProblem& problem, int64_t row, int64_t panel, const int8_t* ahead) {
   const int64_t blocks = count_blocks(problem.num_groups);
   const int8_t* packed = problem.weight + panel * problem.packed_panel_bytes;
   const PackedPanel from = locate(packed, blocks);
@@ -22,6 +25,7 @@ static inline void multiply_packed_panel(const QuantizedProblem& problem, int64_
     }
   }
   for (int64_t block = 0; block < blocks; ++block, activations += kBlockGroups * kGroupInputs) {
+    for (int line = 0; line < kLinesOfBlock; ++line, ahead += kGroupBytes) __builtin_prefetch(ahead);
     alignas(64) int8_t weights[kBlockGroups * kGroupBytes];
     unpack_block(from.ends + block * kEndBytes, from.levels + block * kLevelBytes, weights);
 #pragma GCC unroll 8
@@ -56,13 +60,20 @@ static inline void multiply_packed_panel(const QuantizedProblem& problem, int64_
 }
 
 template <int Rows>
-static inline void multiply_packed_rows(const QuantizedProblem& problem, const OutputBlock& block, int64_t row) {
+static inline void multiply_packed_rows(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next,
+                                        int64_t row) {
   if constexpr (Rows > 1) {
-    if (block.last_row - row < Rows) return multiply_packed_rows<Rows - 1>(problem, block, row);
+    if (block.last_row - row < Rows) return multiply_packed_rows<Rows - 1>(problem, block, next, row);
   }
-  for (int64_t panel = block.first_panel; panel < block.last_panel; ++panel) multiply_packed_panel<Rows>(problem, row, panel);
+  for (int64_t panel = block.first_panel; panel < block.last_panel; ++panel) {
+    const bool last = panel + 1 == block.last_panel;
+    const int8_t* ahead = last ? next.first : problem.weight + (panel + 1) * problem.packed_panel_bytes;
+    multiply_packed_panel<Rows>(problem, row, panel, ahead);
+  }
 }
 
-static void multiply_packed(const QuantizedProblem& problem, const OutputBlock& block) {
-  for (int64_t row = block.first_row; row < block.last_row; row += kFewRows) multiply_packed_rows<kFewRows>(problem, block, row);
+static void multiply_packed(const QuantizedProblem& problem, const OutputBlock& block, const NextWeights& next) {
+  for (int64_t row = block.first_row; row < block.last_row; row += kFewRows) {
+    multiply_packed_rows<kFewRows>(problem, block, next, row);
+  }
 }
