@@ -66,8 +66,9 @@ static inline void multiply_packed_rows(const QuantizedProblem& problem, const O
     if (block.last_row - row < Rows) return multiply_packed_rows<Rows - 1>(problem, block, next, row);
   }
   for (int64_t panel = block.first_panel; panel < block.last_panel; ++panel) {
-    const bool last = panel + 1 == block.last_panel;
-    const int8_t* ahead = last ? next.first : problem.weight + (panel + 1) * problem.packed_panel_bytes;
+    const int8_t* packed = problem.weight + panel * problem.packed_panel_bytes;
+    const int8_t* after = next.panels > 0 ? next.first : packed;  // of the block; its own weights if there is nothing left to ask for
+    const int8_t* ahead = panel + 1 < block.last_panel ? packed + problem.packed_panel_bytes : after;
     multiply_packed_panel<Rows>(problem, row, panel, ahead);
   }
 }
