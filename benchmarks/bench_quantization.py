@@ -30,11 +30,10 @@ from fastserve.export.channel_peaks import channel_peaks
 from fastserve.export.decoder_quantization import ALPHAS
 from fastserve.export.precision_choice import least
 from fastserve.export.prose import CALIBRATION_PROSE, QUALITY_PROSE
-from fastserve.export.quantization_cost import Rounding, divergences, linear_layers, rounded, shifts
+from fastserve.export.quantization_cost import Rounding, divergences, linear_layers, rounded, rounded_in_4_bits, shifts
 from fastserve.export.quiet import quiet_libraries
 from fastserve.export.rewrites.smoothing import smoothing_factors
 from fastserve.export.source import load, load_config, resolve
-from fastserve.worker.kernels.int4_weight import rounded_to_int4
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",), ("lm_head",))
 """Layers of the same rows."""
@@ -57,11 +56,6 @@ class Way:
     weights: Rounded = rounded
     head_weights: Rounded = rounded
     parts: tuple[str, ...] = ("",)
-
-
-def four_bits(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` [n, k] as an export in int4 rounds it."""
-    return torch.from_numpy(rounded_to_int4(weight.numpy().T).T)
 
 
 class Source:
@@ -104,8 +98,9 @@ class Source:
         found = shifts(self.model, self.calibration, roundings)
         best: dict[str, float] = {}
         for name in self.layers:
-            costs = divergences([found[member] for member in self.group(name)], tokens)
-            best[name] = ALPHAS[least([costs], 0)]
+            if name not in best:
+                costs = divergences([found[member] for member in self.group(name)], tokens)
+                best |= dict.fromkeys(self.group(name), ALPHAS[least([costs], 0)])
         return best
 
 
@@ -133,10 +128,10 @@ def ways(alphas: dict[str, float]) -> list[Way]:
         *parts,
         Way("int8, alpha 0.6", alphas=0.6),
         Way("int8, the best alpha of each product", alphas=alphas),
-        Way("int4, rows int8, alpha 0.5", weights=four_bits),
-        Way("int4, rows int8, alpha 0.3", alphas=0.3, weights=four_bits),
-        Way("int4, rows int8, no smoothing", alphas=None, weights=four_bits),
-        Way("int4, rows exact, no smoothing", alphas=None, rows=exact, weights=four_bits),
+        Way("int4, rows int8, alpha 0.5", weights=rounded_in_4_bits),
+        Way("int4, rows int8, alpha 0.3", alphas=0.3, weights=rounded_in_4_bits),
+        Way("int4, rows int8, no smoothing", alphas=None, weights=rounded_in_4_bits),
+        Way("int4, rows exact, no smoothing", alphas=None, rows=exact, weights=rounded_in_4_bits),
     ]
 
 

@@ -59,7 +59,7 @@ def is_ours(config: Message) -> bool:
 
 def is_as_rendered(text: str) -> bool:
     """Whether a text-generation model's config.pbtxt is what an export has written, and nobody's own."""
-    exported = ((CPU, "fp32"), (CPU, "int8"), (CPU, "int4"), (CUDA, "fp16"))
+    exported = ((CPU, "fp32"), *((CPU, dtype) for dtype in _QUANTIZED_SETTINGS), (CUDA, "fp16"))
     return text in {render_config_pbtxt(device, dtype) for device, dtype in exported}
 
 

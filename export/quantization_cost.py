@@ -80,17 +80,12 @@ class _Watch:
 
         def note(gradient: torch.Tensor) -> None:
             with torch.no_grad():
-                shift = torch.stack([self._shift(layer, rounding, rows, exact, gradient) for rounding in self._roundings])
+                errors = [rounded_product(layer, rounding, rows) - exact for rounding in self._roundings]
+                shift = torch.stack([(gradient * error).sum(-1).reshape(-1) for error in errors])
             self._found[self._name] = self._found[self._name] + shift if self._name in self._found else shift
 
         if output.requires_grad:
             output.register_hook(note)  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def _shift(layer: Any, rounding: Rounding, rows: torch.Tensor, exact: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """[num_rows]"""
-        product = rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors)
-        return (gradient * (product - exact)).sum(-1).reshape(-1)
 
 
 def divergences(of_layers: Sequence[torch.Tensor], num_tokens: int) -> list[float]:
@@ -124,7 +119,7 @@ def rounded_layers(model: Any, roundings: Mapping[str, Rounding]) -> Iterator[No
     than one is in memory."""
     layers = {name: layer for name, layer in linear_layers(model).items() if name in roundings}
     for name, layer in layers.items():
-        layer.forward = functools.partial(_rounded_forward, layer, roundings[name])
+        layer.forward = functools.partial(rounded_product, layer, roundings[name])
     try:
         yield
     finally:
@@ -132,25 +127,26 @@ def rounded_layers(model: Any, roundings: Mapping[str, Rounding]) -> Iterator[No
             del layer.forward
 
 
-def _rounded_forward(layer: Any, rounding: Rounding, rows: torch.Tensor) -> torch.Tensor:
-    return rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors)
+def rounded_product(layer: Any, rounding: Rounding, rows: torch.Tensor) -> torch.Tensor:
+    """What ``fastserve::QuantizedMatMul`` makes of ``rows`` [.., k]: [.., n]."""
+    return linear(rounded(rows / rounding.factors), rounded_weight(layer, rounding), layer.bias)
 
 
 def rounded_weight(layer: Any, rounding: Rounding) -> torch.Tensor:
     """[n, k], as ``fastserve::QuantizedMatMul`` reads it; :class:`Conv1D` stores [k, n]."""
     scaled = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach() * rounding.factors
-    return torch.from_numpy(rounded_to_int4(scaled.numpy().T).T) if rounding.precision == INT4 else rounded(scaled)
-
-
-def rounded_product(layer: Any, rows: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """What ``fastserve::QuantizedMatMul`` makes of ``rows`` [.., k]: [.., n]. ``weight``: of :func:`rounded_weight`."""
-    return linear(rounded(rows / factors), weight, layer.bias)
+    return rounded_in_4_bits(scaled) if rounding.precision == INT4 else rounded(scaled)
 
 
 def rounded(values: torch.Tensor) -> torch.Tensor:
     """``values`` [.., k] in int8, each row with a scale of its own, and back."""
     scale = values.abs().amax(-1, keepdim=True).div_(LEVELS).clamp_(min=torch.finfo(torch.float32).tiny)
     return (values / scale).round_().mul_(scale)
+
+
+def rounded_in_4_bits(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` [n, k] as an export in int4 rounds it."""
+    return torch.from_numpy(rounded_to_int4(weight.numpy().T).T)
 
 
 @contextmanager

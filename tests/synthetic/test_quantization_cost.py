@@ -16,7 +16,6 @@ from fastserve.export.quantization_cost import (
     measured_divergence,
     rounded_layers,
     rounded_product,
-    rounded_weight,
     shifts,
 )
 from fastserve.worker.kernels.int4_weight import rounded_to_int4
@@ -82,7 +81,7 @@ def test_rounded_layers_compute_rounded_products_and_the_model_is_left_as_it_was
     exact = layer(rows)
     with rounded_layers(source, {"lm_head": rounding}):
         got = layer(rows)
-    assert torch.equal(got, rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors))
+    assert torch.equal(got, rounded_product(layer, rounding, rows))
     assert torch.equal(layer(rows), exact)
 
 
@@ -103,7 +102,7 @@ def test_products_are_rounded_as_the_kernel_rounds_them(convolution: bool, preci
     rounding = Rounding(precision, torch.linspace(0.5, 2, 48))
     rows = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        got = rounded_product(layer, rows, rounded_weight(layer, rounding), rounding.factors)
+        got = rounded_product(layer, rounding, rows)
     scaled = (weight * rounding.factors[:, None]).numpy()
     quantized, scale = quantize_channels(scaled)
     matrix = rounded_to_int4(scaled) if precision == "int4" else quantized * scale

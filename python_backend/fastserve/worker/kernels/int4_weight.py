@@ -74,9 +74,7 @@ def rounded_to_int4(weight: npt.NDArray[np.floating[Any]]) -> FloatArray:
     found = np.empty(weight.shape, np.float32)
     for first in range(0, weight.shape[1], _CHANNELS_AT_ONCE):
         channels = slice(first, first + _CHANNELS_AT_ONCE)
-        levels, steps, offsets = _blocks(weight[:, channels], scale[channels])
-        values = (levels * steps[:, None] - offsets[:, None]).reshape(-1, levels.shape[-1])
-        found[:, channels] = values[: len(weight)] * scale[channels]
+        found[:, channels] = _int8_weights(len(weight), *_blocks(weight[:, channels], scale[channels])) * scale[channels]
     return found
 
 
@@ -109,13 +107,18 @@ def _blocks(weight: npt.NDArray[np.floating[Any]], scale: FloatArray) -> tuple[F
     return levels, steps, offsets
 
 
+def _int8_weights(k: int, levels: FloatArray, steps: FloatArray, offsets: FloatArray) -> FloatArray:
+    """What the levels stand for, [k, n], whole numbers."""
+    found: FloatArray = (levels * steps[:, None] - offsets[:, None]).reshape(-1, levels.shape[-1])[:k]
+    return found
+
+
 def _pack_channels(packed: Int8Array, k: int, levels: FloatArray, steps: FloatArray, offsets: FloatArray) -> None:
     """Fill ``packed`` [num_panels, rows, 64], zeros before."""
     num_blocks, _, n = levels.shape
     panels = len(packed)
-    values = (levels * steps[:, None] - offsets[:, None]).reshape(-1, n)[:k]
     sums = np.zeros(panels * PANEL_CHANNELS, "<i4")
-    sums[:n] = values.sum(axis=0, dtype=np.int64)
+    sums[:n] = _int8_weights(k, levels, steps, offsets).sum(axis=0, dtype=np.int64)
     packed[:, 0] = sums.view(np.int8).reshape(panels, ROW_BYTES)
     ends = np.zeros((panels, num_blocks + num_blocks % 2, 2, PANEL_CHANNELS), np.uint8)
     ends[:, :num_blocks, 0] = _by_panel(steps.astype(np.uint8), panels)
